@@ -1,0 +1,5 @@
+"""`python -m bench` is `sparsebench`."""
+
+from bench.cli import main
+
+main()

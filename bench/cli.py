@@ -1,0 +1,432 @@
+"""`sparsebench`: the one place where everything meets. Imports what a command needs, when it needs it."""
+
+from __future__ import annotations
+
+import enum
+import fnmatch
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bench.errors import BenchError, RecordError, SuiteError, UsageError
+
+if TYPE_CHECKING:
+    from bench.resolve import Plan
+    from bench.store import Cell, Store
+
+app = typer.Typer(
+    name="sparsebench",
+    help="Compare sparsity methods: train every (method, model, sparsity, seed) cell of a suite "
+    "under one budget, and print the table.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+DONE, CELL_FAILED, CELLS_LEFT, INTERRUPTED = 0, 1, 5, 130
+
+Suite = Annotated[str, typer.Argument(help="A built-in suite (see `list suites`) or a TOML file.")]
+Records = Annotated[Path, typer.Option("--records", help="Folder of the records.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        envvar="SPARSEBENCH_DATA",
+        help="Folder of the data sets, <name>.npz each. [default: ~/.cache/sparsebench]",
+    ),
+]
+Only = Annotated[
+    str | None,
+    typer.Option("--only", help="Only cells whose label or file name matches, such as 'rigl*'."),
+]
+
+
+class Table(enum.StrEnum):
+    """What `list` can show."""
+
+    methods = enum.auto()
+    models = enum.auto()
+    datasets = enum.auto()
+    recipes = enum.auto()
+    suites = enum.auto()
+
+
+@app.command("list")
+def list_(what: Table, as_json: AsJson = False) -> None:
+    """Show what there is: methods, models, data sets, recipes or suites."""
+    rows = _listing(what)
+    if as_json:
+        _print_json(rows)
+    else:
+        _print_table(rows)
+
+
+@app.command()
+def plan(
+    suite: Suite,
+    data: Data = None,
+    records: Records = Path("records"),
+    only: Only = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a suite's cells: keys, done or not, planned steps and budget multiple. Trains nothing."""
+    resolved, store = _resolve(suite, data, records)
+    rows = []
+    for cell in _chosen(resolved, only):
+        spec = cell.spec
+        record = store.get(spec)
+        rows.append(
+            {
+                "key": spec.key,
+                "label": cell.label,
+                "method": spec.method,
+                "model": spec.model,
+                "sparsity": spec.sparsity,
+                "seed": spec.seed,
+                "steps": cell.steps,
+                "multiple": round(cell.multiple, 4),
+                "updates": cell.updates,
+                "status": record.status if record else "to do",
+                "done": record is not None,
+            }
+        )
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        row.pop("done")
+    _print_table(rows)
+    missing = sum(row["status"] == "to do" for row in rows)
+    print(f"\n{len(rows)} cells, {missing} to do; records in {store.folder}")
+
+
+@app.command()
+def run(
+    suite: Suite,
+    data: Data = None,
+    records: Records = Path("records"),
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU where there is one.")
+    ] = "auto",
+    workers: Annotated[
+        int, typer.Option(min=0, help="Cells trained side by side; 0: a CPU core each, or 1 a GPU.")
+    ] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads per cell.")] = 1,
+    only: Only = None,
+    limit_minutes: Annotated[
+        float | None, typer.Option(help="Save and stop after so many minutes (exit status 5).")
+    ] = None,
+    checkpoint_seconds: Annotated[
+        float, typer.Option(min=0, help="Time between checkpoints of a cell.")
+    ] = 60,
+) -> None:
+    """Train the cells of a suite that have no record yet, and print the suite's table.
+
+    Exit status: 0 done, 1 a cell failed, 2 usage, 5 stopped by --limit-minutes with cells left.
+    """
+    started = time.time()
+    if limit_minutes is not None and not limit_minutes > 0:
+        raise UsageError(f"--limit-minutes {limit_minutes}: must be above 0.")
+    deadline = started + 60 * limit_minutes if limit_minutes is not None else math.inf
+    resolved, store = _resolve(suite, data, records)
+    cells = _chosen(resolved, only)
+    found = _device(device)
+    missing = sorted((c for c in cells if store.get(c.spec) is None), key=lambda c: c.spec.seed)
+    try:
+        store.put_manifest(resolved.manifest)
+        _train(resolved, store, missing, found, workers, threads, deadline, checkpoint_seconds)
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from the last checkpoints.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    except OSError as error:
+        raise BenchError(f"{store.folder}: cannot write there ({error}).") from error
+    _print_report(records, [resolved.manifest.suite])
+    raise typer.Exit(_verdict(store, cells, stopped=time.time() >= deadline))
+
+
+@app.command()
+def show(
+    cell: Annotated[str, typer.Argument(help="A key, its beginning, or a record's file name.")],
+    records: Records = Path("records"),
+    as_json: AsJson = False,
+) -> None:
+    """Show one record: what was asked, measured, and where."""
+    from bench.record import encode
+    from bench.store import find, read
+    from reports.tables import record_page
+
+    record = read(find(records, cell))
+    if as_json:
+        print(encode(record).decode(), end="")
+    else:
+        print(record_page(record))
+
+
+@app.command()
+def count(
+    model: Annotated[str, typer.Argument(help="A model (see `list models`) or timm:NAME.")],
+    input_shape: Annotated[
+        str, typer.Option("--input", help="Channels x height x width, such as 3x32x32.")
+    ],
+    classes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Classes. [default: the model's own for timm, else 10]"),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Option of the model, such as shortcut=B; repeatable.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count a model's parameters and multiply-adds, layer by layer."""
+    from dataclasses import asdict
+
+    from bench.counting import count_layers, count_totals
+    from models import create_model, is_known, names_like
+
+    shape = _shape(input_shape)
+    if not is_known(model):
+        from bench.errors import UnknownName
+
+        raise UnknownName("", "model", model, names_like(model))
+    options = dict(_option(text) for text in option or [])
+    try:
+        network = create_model(model, shape, classes, **options)
+        layers = count_layers(network, shape)
+    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+        raise SuiteError(f"model {model} with images of {input_shape}: {error}.") from error
+    totals = asdict(count_totals(network, layers))
+    if as_json:
+        _print_json({"model": model, "input": list(shape), **totals, "layers": layers})
+        return
+    rows = [
+        {
+            "layer": layer.name,
+            "shape": "x".join(map(str, layer.shape)),
+            "weights": f"{layer.weights:,}",
+            "MACs": f"{layer.dense_macs:,}",
+        }
+        for layer in layers
+    ]
+    _print_table(rows)
+    print()
+    _print_table([{"total": name, "": f"{value:,}"} for name, value in totals.items()])
+
+
+@app.command()
+def report(
+    suite: Annotated[
+        list[str] | None, typer.Argument(help="Suites with records; all of them if none is named.")
+    ] = None,
+    records: Records = Path("records"),
+) -> None:
+    """Print the markdown table of each suite that has records."""
+    _print_report(records, [Path(name).stem for name in suite] if suite else None)
+
+
+@app.command()
+def baseline(
+    suite: Annotated[str, typer.Argument(help="A suite with records.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write.")],
+    records: Records = Path("records"),
+) -> None:
+    """Write a suite's figures as a baseline for `check`."""
+    from bench.store import write_atomically
+    from reports.baseline import write_baseline
+
+    write_atomically(out, write_baseline(records, suite))
+    print(out)
+
+
+@app.command()
+def check(
+    suite: Annotated[str, typer.Argument(help="A suite with records.")],
+    against: Annotated[Path, typer.Option("--baseline", help="File that `baseline` wrote.")],
+    records: Records = Path("records"),
+) -> None:
+    """Compare a suite's records with a baseline.
+
+    Exit status: 0 fine, 1 regressed, 2 usage, 3 cells failed, 4 nothing to compare.
+    """
+    from reports import regress
+
+    try:
+        text = against.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{against}: cannot read the baseline: {error.strerror}.") from error
+    outcome = regress.check(records, suite, text, where=str(against))
+    print(outcome.table)
+    raise typer.Exit(outcome.exit_code)
+
+
+def main() -> None:
+    """Entry point; errors meant for the user become one line and an exit status."""
+    try:
+        app()
+    except BenchError as error:
+        print(f"sparsebench: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _listing(what: Table) -> list[dict[str, Any]]:
+    if what is Table.methods:
+        from methods import METHODS
+
+        return [
+            {"name": n, "paper": m.paper, "controls": m.controls, "summary": m.summary}
+            for n, m in METHODS.items()
+        ]
+    if what is Table.models:
+        from models import MODELS, TIMM_PREFIX
+
+        rows = [{"name": name, "summary": model.summary} for name, model in MODELS.items()]
+        return [*rows, {"name": f"{TIMM_PREFIX}NAME", "summary": "any model of timm"}]
+    if what is Table.datasets:
+        from bench.datasets import DATASETS
+
+        return [
+            {"name": n, "shape": "x".join(map(str, d.shape)), "classes": d.classes, "summary": d.summary}
+            for n, d in DATASETS.items()
+        ]
+    if what is Table.recipes:
+        from bench import recipes
+
+        loaded = {name: recipes.load(name, "") for name in recipes.names()}
+        return [{"name": n, "batch": r.batch, "lr": r.lr, "title": r.title} for n, r in loaded.items()]
+    from bench import suite
+
+    return [{"name": name, "title": suite.title(name)} for name in suite.names()]
+
+
+def _resolve(suite: str, data: Path | None, records: Path) -> tuple[Plan, Store]:
+    from bench import suite as suites
+    from bench.resolve import resolve
+    from bench.store import Store
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    resolved = resolve(suites.load(suite), data or cache / "sparsebench")
+    return resolved, Store(records, resolved.manifest.suite)
+
+
+def _chosen(resolved: Plan, only: str | None) -> list[Cell]:
+    """The cells that --only names; matching nothing is a mistake, not an empty run."""
+    cells = list(resolved.manifest.cells)
+    if only is None:
+        return cells
+    chosen = [
+        cell
+        for cell in cells
+        if fnmatch.fnmatchcase(cell.label, only) or fnmatch.fnmatchcase(cell.spec.slug, only)
+    ]
+    if not chosen:
+        labels = ", ".join(dict.fromkeys(cell.label for cell in cells))
+        raise UsageError(f"--only {only}: no cell has such a label or file name. Labels: {labels}.")
+    return chosen
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name}: cannot be used here ({reason}).") from error
+    return name
+
+
+def _train(
+    resolved: Plan,
+    store: Store,
+    cells: list[Cell],
+    device: str,
+    workers: int,
+    threads: int,
+    deadline: float,
+    checkpoint_seconds: float,
+) -> None:
+    from bench.executors import execute
+    from bench.live import View
+    from bench.runner import Finished, Note, Progress, Task
+
+    if not cells:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = workers or (cores if device == "cpu" else 1)
+    tasks = [
+        Task(
+            cell=cell,
+            suite=resolved.manifest.suite,
+            recipe=resolved.recipe,
+            data=resolved.data,
+            checkpoint=store.checkpoint(cell.spec),
+            weights=store.weights(cell.spec),
+            device=device,
+            checkpoint_seconds=checkpoint_seconds,
+            deadline=deadline,
+        )
+        for cell in cells
+    ]
+    with View(cells) as view:
+        for event in execute(tasks, store, min(workers, len(tasks)), threads):
+            if isinstance(event, Progress):
+                view.progress(event.key, event.done)
+            elif isinstance(event, Finished):
+                view.finish(event.key, event.record)
+            elif isinstance(event, Note):
+                view.say(event.text)
+
+
+def _verdict(store: Store, cells: list[Cell], *, stopped: bool) -> int:
+    found = [store.get(cell.spec) for cell in cells]
+    if stopped and None in found:
+        left = found.count(None)
+        print(f"{left} cells left; the same command goes on with them.", file=sys.stderr)
+        return CELLS_LEFT
+    fine = all(record is not None and record.status == "ok" for record in found)
+    return DONE if fine else CELL_FAILED
+
+
+def _print_report(records: Path, names: list[str] | None) -> None:
+    from reports.tables import report as render
+
+    print(render(records, names))
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise SuiteError(f"--input {text}: give channels x height x width, such as 3x32x32.")
+    channels, height, width = map(int, parts)
+    return channels, height, width
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise SuiteError(f"--option {text}: give name=value, such as shortcut=B.")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _print_json(value: object) -> None:
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from tabulate import tabulate
+
+    print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))

@@ -1,0 +1,207 @@
+"""The data sets: a table, and arrays of pixels from one .npz file each. No torch.
+
+A data set is `<folder>/<name>.npz` with uint8 `x_train`, `x_test` of shape (N, H, W) or (N, H, W, C)
+and integer `y_train`, `y_test` of shape (N,). A missing file is made once by torchvision's loader.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.errors import DataError, UnknownName
+from bench.store import write_atomically
+
+Pixels = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetInfo:
+    """What is known of a data set before it is read.
+
+    Attributes:
+        shape: (channels, height, width).
+        classes: labels lie in [0, classes).
+        mean: per channel, of the training set scaled to [0, 1]; `std` likewise.
+        torchvision: class in `torchvision.datasets` that downloads it; empty: it is made here.
+        summary: one line.
+    """
+
+    shape: tuple[int, int, int]
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    torchvision: str
+    summary: str
+
+
+DATASETS: dict[str, DatasetInfo] = {
+    "digits": DatasetInfo(
+        (1, 8, 8), 10, (0.3049,), (0.3757,), "", "1,797 digits of scikit-learn, embedded"
+    ),
+    "mnist": DatasetInfo(
+        (1, 28, 28), 10, (0.1307,), (0.3081,), "MNIST", "60,000 + 10,000 handwritten digits"
+    ),
+    "cifar10": DatasetInfo(
+        (3, 32, 32),
+        10,
+        (0.4914, 0.4822, 0.4465),
+        (0.2470, 0.2435, 0.2616),
+        "CIFAR10",
+        "50,000 + 10,000 small photographs in 10 classes",
+    ),
+    "synthetic": DatasetInfo(
+        (3, 16, 16),
+        4,
+        (0.4988,) * 3,
+        (0.2312,) * 3,
+        "",
+        "512 + 256 noisy patterns in 4 classes, for tests",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Arrays:
+    """A data set in memory.
+
+    Attributes:
+        info: the table's entry.
+        x_train: uint8 (N, H, W, C); `x_test` likewise.
+        y_train: int64 (N,); `y_test` likewise.
+        hash: 12 hex digits of the content, normalisation included.
+    """
+
+    info: DatasetInfo
+    x_train: Pixels
+    y_train: Labels
+    x_test: Pixels
+    y_test: Labels
+    hash: str
+
+
+def load(name: str, folder: Path) -> Arrays:
+    """Reads a data set; downloads it first where its file is missing.
+
+    Raises:
+        UnknownName: the table has no such name.
+        DataError: the file is damaged or does not hold such data, or cannot be had.
+    """
+    if name not in DATASETS:
+        raise UnknownName("", "data set", name, DATASETS)
+    info = DATASETS[name]
+    if not info.torchvision:
+        return _checked(info, name, EMBEDDED[name]())
+    path = folder / f"{name}.npz"
+    if not path.exists():
+        _download(name, info, path)
+    return _checked(info, str(path), _read(path))
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    advice = f"Delete it to have it downloaded again, or replace it by one with {', '.join(ARRAYS)}."
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [array for array in ARRAYS if array not in file]
+            if missing:
+                raise DataError(f"{path}: has no {', '.join(missing)}. {advice}")
+            return {array: file[array] for array in ARRAYS}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: damaged or not an .npz file ({error}). {advice}") from error
+
+
+def _checked(info: DatasetInfo, where: str, arrays: dict[str, NDArray[Any]]) -> Arrays:
+    channels, height, width = info.shape
+    digest = hashlib.blake2b(digest_size=6)
+    digest.update(repr((info.shape, info.classes, info.mean, info.std)).encode())
+    parts: dict[str, NDArray[Any]] = {}
+    for split in ("train", "test"):
+        x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
+        expected = (len(y), height, width, channels)
+        if x.ndim == 3:
+            x = x[..., None]
+        if x.dtype != np.uint8 or x.shape != expected or y.ndim != 1 or len(y) == 0:
+            raise DataError(
+                f"{where}: x_{split} is {x.dtype} {x.shape} and y_{split} {y.shape}; expected uint8 "
+                f"(N, {height}, {width}, {channels}) and (N,) with the same N above 0."
+            )
+        if not np.issubdtype(y.dtype, np.integer) or y.min() < 0 or y.max() >= info.classes:
+            raise DataError(
+                f"{where}: y_{split} holds {y.dtype} labels from {y.min()} to {y.max()}; expected "
+                f"integers from 0 to {info.classes - 1}."
+            )
+        parts[f"x_{split}"] = np.ascontiguousarray(x)
+        parts[f"y_{split}"] = np.ascontiguousarray(y, dtype=np.int64)
+    for array in ARRAYS:
+        digest.update(repr(parts[array].shape).encode())
+        digest.update(parts[array].data)
+    return Arrays(info, hash=digest.hexdigest(), **parts)
+
+
+def _download(name: str, info: DatasetInfo, path: Path) -> None:
+    """Makes the .npz by torchvision's loader, which checks its checksums."""
+    from filelock import FileLock
+    from torchvision import datasets
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if path.exists():  # another process made it while this one waited
+                return
+            loader = getattr(datasets, info.torchvision)
+            arrays: dict[str, NDArray[Any]] = {}
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                for split in ("train", "test"):
+                    loaded = loader(folder, train=split == "train", download=True)
+                    arrays[f"x_{split}"] = np.asarray(loaded.data, dtype=np.uint8)
+                    arrays[f"y_{split}"] = np.asarray(loaded.targets, dtype=np.uint8)
+            buffer = io.BytesIO()
+            np.savez(buffer, **arrays)  # type: ignore[arg-type]
+            write_atomically(path, buffer.getvalue())
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{path}: no such file, and the download failed ({reason}). Put the file there (uint8 "
+            f"{', '.join(ARRAYS)}), or name its folder by --data or SPARSEBENCH_DATA."
+        ) from error
+
+
+def _digits() -> dict[str, NDArray[Any]]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    x = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    # The file's order goes by writer, so its end is no fair test set.
+    order = np.random.default_rng(0).permutation(len(x))
+    test, train = order[:360], order[360:]
+    y = digits.target
+    return {"x_train": x[train], "y_train": y[train], "x_test": x[test], "y_test": y[test]}
+
+
+def _synthetic() -> dict[str, NDArray[Any]]:
+    rng = np.random.default_rng(0)
+    patterns = rng.uniform(64, 192, size=(4, 16, 16, 3))
+    arrays: dict[str, NDArray[Any]] = {}
+    for split, count in (("train", 512), ("test", 256)):
+        y = rng.integers(0, 4, size=count)
+        noise = rng.normal(0, 48, size=(count, 16, 16, 3))
+        arrays[f"x_{split}"] = np.clip(patterns[y] + noise, 0, 255).astype(np.uint8)
+        arrays[f"y_{split}"] = y
+    return arrays
+
+
+EMBEDDED: dict[str, Callable[[], dict[str, NDArray[Any]]]] = {
+    "digits": _digits,
+    "synthetic": _synthetic,
+}

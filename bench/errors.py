@@ -1,0 +1,82 @@
+"""Everything that can go wrong, and what the command line returns for it.
+
+BenchError                     one line for the user: where, what was found, what is allowed, what to do
+├── UsageError                 refused before training; nothing was written (exit status 2)
+│   ├── SuiteError             a suite, a recipe, an option or a command-line value is wrong
+│   │   ├── UnknownName        no such method, model, data set, recipe, suite or option
+│   │   └── BudgetExceeded     a plan costs more than the suite allows
+│   ├── DataError              a data file is missing, damaged or does not fit the model
+│   └── RecordError            a record in the store is damaged, edited or of another schema
+├── CheckpointError            a checkpoint is damaged or belongs to another cell
+└── CellError                  one cell went wrong: it becomes a record, the suite goes on
+    ├── Diverged               a loss that is not finite, or an accuracy at the level of chance
+    └── ContractBroken         a method left something else than the plain, exactly sparse network
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BenchError(Exception):
+    """Base of all errors whose text is meant for the user."""
+
+    exit_code = 1
+
+
+class UsageError(BenchError):
+    """What was asked cannot be done; nothing was trained or written."""
+
+    exit_code = 2
+
+
+class SuiteError(UsageError):
+    """A suite, recipe, option or command-line value is wrong."""
+
+
+class UnknownName(SuiteError):
+    """A name that no table holds.
+
+    Args:
+        where: the place in the input, such as `suite.toml: methods.rgil`.
+        kind: what the name should be, such as `method`.
+        name: what was found.
+        known: the names that are allowed.
+    """
+
+    def __init__(self, where: str, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        place = f"{where}: " if where else ""
+        listed = ", ".join(names) or "none"
+        super().__init__(f"{place}no such {kind}: {name!r}.{hint} Known: {listed}.")
+
+
+class BudgetExceeded(SuiteError):
+    """A method plans more optimizer steps than the suite's budget multiple allows."""
+
+
+class DataError(UsageError):
+    """A data set is missing, damaged, or does not fit what is asked of it."""
+
+
+class RecordError(UsageError):
+    """A record in the store cannot be trusted as it lies there."""
+
+
+class CheckpointError(BenchError):
+    """A checkpoint cannot be read, or is another cell's."""
+
+
+class CellError(BenchError):
+    """One cell went wrong; its record carries the reason."""
+
+
+class Diverged(CellError):
+    """Training left the finite numbers, or ended no better than guessing."""
+
+
+class ContractBroken(CellError):
+    """A method broke the interface: wrong count of non-zeros, or a module that is not the plain one."""

@@ -1,0 +1,99 @@
+"""What people see while a suite trains: a bar with the time left on a terminal, else a line per cell."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from bench.record import Record
+from bench.store import Cell
+
+
+class View:
+    """Writes to stderr; results go to stdout.
+
+    Args:
+        cells: those that are about to be trained.
+    """
+
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        self.cells = {cell.spec.key: cell for cell in cells}
+        self.done: dict[str, int] = dict.fromkeys(self.cells, 0)
+        self.finished = 0
+        self.failed = 0
+        self.bar: Progress | None = None
+        if sys.stderr.isatty():
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("steps, left"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            total = sum(cell.steps for cell in cells)
+            self.bar_task = self.bar.add_task(self._summary(), total=total)
+
+    def __enter__(self) -> Self:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def progress(self, key: str, steps: int) -> None:
+        """A cell stands at `steps`."""
+        self.done[key] = steps
+        self._refresh()
+
+    def finish(self, key: str, record: Record) -> None:
+        """A cell has its record."""
+        self.finished += 1
+        self.failed += record.status != "ok"
+        self.done[key] = self.cells[key].steps
+        self.say(f"[{self.finished:>{len(str(len(self.cells)))}}/{len(self.cells)}] {line(record)}")
+        self._refresh()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self.bar:
+            self.bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def _refresh(self) -> None:
+        if self.bar:
+            self.bar.update(
+                self.bar_task, completed=sum(self.done.values()), description=self._summary()
+            )
+
+    def _summary(self) -> str:
+        failed = f", {self.failed} not ok" if self.failed else ""
+        return f"{self.finished}/{len(self.cells)} cells{failed}"
+
+
+def line(record: Record) -> str:
+    """One finished cell in one line."""
+    accuracy = "" if record.top1 is None else f"  {record.top1:6.2f} %"
+    seconds = f"  {record.times.train_seconds:.1f} s"
+    reason = f"  {record.status}: {record.reason}" if record.status != "ok" else ""
+    return f"{name(record)}{accuracy}{seconds}{reason}"
+
+
+def name(cell: Cell | Record) -> str:
+    """A cell as people call it."""
+    spec = cell.spec
+    sparsity = "" if spec.sparsity is None else f" s{spec.sparsity:g}"
+    return f"{cell.label} {spec.model}{sparsity} seed{spec.seed} {spec.key}"

@@ -1,0 +1,100 @@
+"""What is asked of the harness: value objects, their key and their name. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+
+import msgspec
+
+from bench.errors import SuiteError
+
+Scalar = bool | int | float | str
+Options = tuple[tuple[str, Scalar], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetSpec:
+    """The length of one ordinary training run: a number of epochs, or of optimizer steps.
+
+    Raises:
+        SuiteError: neither or both are given, or the length is not positive.
+    """
+
+    epochs: float | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise SuiteError("budget: give either epochs or steps, such as { epochs = 10 }.")
+        # 30 and 30.0 epochs are one budget and must give one key.
+        if self.epochs is not None:
+            object.__setattr__(self, "epochs", float(self.epochs))
+        length = self.epochs if self.epochs is not None else self.steps
+        if length is None or not 0 < length < float("inf"):
+            raise SuiteError(f"budget: {length} is not a length; it must be above 0.")
+
+
+@dataclass(frozen=True, slots=True)
+class CellSpec:
+    """One question asked of the harness; equal questions have equal keys.
+
+    Attributes:
+        method: name in `methods.METHODS`.
+        model: name in `models.MODELS`, or `timm:NAME`.
+        dataset: name in `bench.datasets.DATASETS`; for people, the key takes `data_hash`.
+        recipe: name of the recipe; for people, the key takes `recipe_hash`.
+        sparsity: fraction of zeros among the prunable weights (or of filters), in [0, 1);
+            None for penalty-driven methods.
+        seed: seeds the initial weights, data order, augmentation and the method.
+        budget: length of one ordinary training run.
+        prunable: preset of weights that count, see `bench.prunable`.
+        method_version: version of the method's results.
+        options: the method's options that differ from its defaults, sorted by name.
+        model_options: likewise for the model.
+        recipe_hash: content of the resolved recipe.
+        data_hash: content of the data.
+    """
+
+    method: str
+    model: str
+    dataset: str
+    recipe: str
+    sparsity: float | None
+    seed: int
+    budget: BudgetSpec
+    recipe_hash: str
+    data_hash: str
+    prunable: str = "all"
+    method_version: int = 1
+    options: Options = ()
+    model_options: Options = ()
+
+    @property
+    def key(self) -> str:
+        """12 hex digits of the content; fields at their default are left out.
+
+        So a later version may add a field with a neutral default and keep every key. The names
+        of the data set and of the recipe do not enter: their contents do.
+        """
+        content = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in {"dataset", "recipe"}
+            and getattr(self, field.name) != field.default
+        }
+        return content_hash(content)
+
+    @property
+    def slug(self) -> str:
+        """File name of the cell: people first, key last."""
+        model = self.model.replace(":", "_").replace("/", "_")
+        sparsity = "" if self.sparsity is None else f"-s{self.sparsity:g}"
+        return f"{self.method}-{model}{sparsity}-seed{self.seed}-{self.key}"
+
+
+def content_hash(content: object) -> str:
+    """12 hex digits of the canonical JSON of any value that msgspec can write."""
+    text = msgspec.json.encode(msgspec.to_builtins(content), order="sorted")
+    return hashlib.blake2s(text, digest_size=6).hexdigest()

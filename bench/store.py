@@ -1,0 +1,177 @@
+"""A folder of records, one file per cell, written by rename so that none is ever half there. No torch.
+
+    ROOT/SUITE/suite.json               the cells that the suite asks for
+    ROOT/SUITE/<slug>.json              a final record
+    ROOT/SUITE/attempts/<slug>-N.json   a failed try; the cell runs again next time
+    ROOT/SUITE/checkpoints/, weights/, locks/
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from bench.errors import RecordError, SuiteError, UnknownName
+from bench.record import FINAL, Record, decode, encode
+from bench.spec import CellSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell as a suite asks for it, resolved and checked.
+
+    Attributes:
+        label: the row's name in the suite's tables; variants of a method differ by it.
+        steps: optimizer steps that the method plans; `multiple` is that over the budget's.
+        updates: mask updates that it plans.
+    """
+
+    label: str
+    spec: CellSpec
+    steps: int
+    multiple: float
+    updates: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The cells of a suite as it was last run, so that a table can tell missing from stale."""
+
+    suite: str
+    title: str
+    cells: tuple[Cell, ...]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes beside the target, syncs, renames: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class Store:
+    """The records of one suite.
+
+    Args:
+        root: folder of all suites' records.
+        suite: the suite's name; its records lie in a folder of that name.
+    """
+
+    def __init__(self, root: Path, suite: str) -> None:
+        self.suite = suite
+        self.folder = root / suite
+
+    def path(self, spec: CellSpec) -> Path:
+        """Where the record of a cell lies once it is final."""
+        return self.folder / f"{spec.slug}.json"
+
+    def checkpoint(self, spec: CellSpec) -> Path:
+        """Where the unfinished training of a cell is kept."""
+        return self.folder / "checkpoints" / f"{spec.slug}.safetensors"
+
+    def weights(self, spec: CellSpec) -> Path:
+        """Where the finished network of a cell is kept."""
+        return self.folder / "weights" / f"{spec.slug}.safetensors"
+
+    def lock(self, spec: CellSpec) -> Path:
+        """File that a runner locks while it trains the cell."""
+        return self.folder / "locks" / f"{spec.slug}.lock"
+
+    def get(self, spec: CellSpec) -> Record | None:
+        """The final record of a cell, or None where it is still to do.
+
+        Raises:
+            RecordError: the file is damaged, or holds another cell.
+        """
+        path = self.path(spec)
+        return read(path) if path.exists() else None
+
+    def put(self, record: Record) -> Path:
+        """Writes a record once: a final one at its place, a failed one under `attempts/`.
+
+        Raises:
+            RecordError: a final record of this cell is there already.
+        """
+        path = self.path(record.spec)
+        if record.status not in FINAL:
+            folder = self.folder / "attempts"
+            tries = len(list(folder.glob(f"{record.spec.slug}-*.json")))
+            path = folder / f"{record.spec.slug}-{tries + 1}.json"
+        if path.exists():
+            raise RecordError(f"{path}: this cell has a record already; records are never edited.")
+        write_atomically(path, encode(record))
+        return path
+
+    def records(self) -> Iterator[Record]:
+        """Every final record of the suite, in the order of their file names.
+
+        Raises:
+            RecordError: a file is damaged or was edited.
+        """
+        for path in sorted(self.folder.glob("*.json")):
+            if path.name != "suite.json":
+                yield read(path)
+
+    def put_manifest(self, manifest: Manifest) -> None:
+        """Writes the list of the suite's cells."""
+        text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+        write_atomically(self.folder / "suite.json", text + b"\n")
+
+    def manifest(self) -> Manifest:
+        """The list of the suite's cells.
+
+        Raises:
+            RecordError: there is none, or it is damaged.
+        """
+        path = self.folder / "suite.json"
+        if not path.exists():
+            raise RecordError(f"{path}: no such file. Run the suite first: sparsebench run {self.suite}")
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Manifest)
+        except (msgspec.MsgspecError, SuiteError) as error:
+            advice = f"Delete it and run the suite again: sparsebench run {self.suite}"
+            raise RecordError(f"{path}: damaged list of cells ({error}). {advice}") from error
+
+
+def read(path: Path) -> Record:
+    """The record in a file.
+
+    Raises:
+        RecordError: it is damaged, or its content no longer gives the key in its name.
+    """
+    record = decode(path.read_bytes(), str(path))
+    if not path.stem.endswith(record.spec.key):
+        raise RecordError(
+            f"{path}: the file was edited or renamed (its content has key {record.spec.key}). "
+            "Restore it, or move it away and run the suite again."
+        )
+    return record
+
+
+def suites(root: Path) -> list[str]:
+    """Names of the suites that have records under `root`."""
+    return sorted(path.parent.name for path in root.glob("*/suite.json"))
+
+
+def find(root: Path, text: str) -> Path:
+    """The one record whose file name contains `text` (a key, or part of one, or a slug).
+
+    Raises:
+        UnknownName: there is none, or more than one.
+    """
+    paths = [path for path in sorted(root.glob("*/*.json")) if path.name != "suite.json"]
+    found = [path for path in paths if text in path.stem]
+    exact = [path for path in found if path.stem == text or path.stem.endswith(f"-{text}")]
+    found = exact if len(exact) == 1 else found
+    if len(found) != 1:
+        kind = "cell" if not found else f"single cell ({len(found)} match)"
+        raise UnknownName(str(root), kind, text, [path.stem for path in (found or paths)[:10]])
+    return found[0]

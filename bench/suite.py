@@ -1,0 +1,256 @@
+"""A suite: a TOML file that names methods, models, sparsities and seeds, and the questions it makes. No torch."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.datasets import DATASETS
+from bench.errors import SuiteError, UnknownName
+from bench.spec import BudgetSpec, Scalar
+from methods import METHODS
+from models import MODELS, TIMM_PREFIX
+
+FOLDER = Path(__file__).parent / "suites"
+
+
+class BudgetTable(msgspec.Struct, forbid_unknown_fields=True):
+    """`budget` in a suite: a length, and how many of it a method may spend."""
+
+    epochs: float | None = None
+    steps: int | None = None
+    max_multiple: float | None = None
+
+
+class SuiteFile(msgspec.Struct, forbid_unknown_fields=True):
+    """The TOML file as it stands; the README of this folder describes the fields."""
+
+    dataset: str
+    recipe: str
+    models: list[str | dict[str, Scalar]]
+    budget: BudgetTable
+    methods: dict[str, dict[str, Any]]
+    title: str = ""
+    sparsities: list[float] = []
+    seeds: list[int] = msgspec.field(default_factory=lambda: [0])
+    prunable: str = "all"
+
+
+class MethodTable(msgspec.Struct, forbid_unknown_fields=True):
+    """What a `[methods.LABEL]` may set besides the method's own options."""
+
+    method: str | None = None
+    budget: BudgetTable | None = None
+    sparsities: list[float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One cell as a suite asks for it, its options not yet checked by the method's class.
+
+    Attributes:
+        where: place in the suite, for errors.
+        max_multiple: how many budgets the method may spend.
+    """
+
+    where: str
+    label: str
+    method: str
+    options: dict[str, Scalar]
+    model: str
+    model_options: dict[str, Scalar]
+    sparsity: float | None
+    seed: int
+    budget: BudgetSpec
+    max_multiple: float
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A suite whose form is right: names exist, numbers are in range.
+
+    Attributes:
+        name: the file's stem; records lie in a folder of that name.
+        folder: where the file lies; a recipe given as a path starts there.
+    """
+
+    name: str
+    title: str
+    where: str
+    folder: Path
+    dataset: str
+    recipe: str
+    prunable: str
+    questions: tuple[Question, ...]
+
+
+def names() -> list[str]:
+    """The suites that come with the harness."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def title(name: str) -> str:
+    """Title of a suite that comes with the harness."""
+    raw = tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+    return str(raw.get("title", ""))
+
+
+def load(name: str) -> Suite:
+    """A suite by name, or from a TOML file.
+
+    Raises:
+        SuiteError: there is no such suite, or it is wrong; says where and what is allowed.
+    """
+    is_path = name.endswith(".toml") or "/" in name
+    if not is_path and name not in names():
+        raise UnknownName("", "suite", name, [*names(), "a .toml file"])
+    path = Path(name) if is_path else FOLDER / f"{name}.toml"
+    where = path.name
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SuiteError(f"{path}: cannot read the suite: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SuiteError(f"{path}: not a TOML file ({error}).") from error
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", path.stem):
+        raise SuiteError(f"{path}: name the file with letters, digits, '.', '_' and '-' only.")
+    file = _convert(raw, SuiteFile, where)
+    if file.dataset not in DATASETS:
+        raise UnknownName(f"{where}: dataset", "data set", file.dataset, DATASETS)
+    return Suite(
+        name=path.stem,
+        title=file.title or path.stem,
+        where=where,
+        folder=path.parent,
+        dataset=file.dataset,
+        recipe=file.recipe,
+        prunable=file.prunable,
+        questions=tuple(_questions(file, where)),
+    )
+
+
+def _convert(raw: Mapping[str, Any], kind: Any, where: str) -> Any:
+    """Checks names by hand, to offer the nearest, then types by msgspec, which names the place."""
+    allowed = kind.__struct_fields__
+    for key in raw:
+        if key not in allowed:
+            raise UnknownName(where, "field", key, allowed)
+    try:
+        return msgspec.convert(raw, type=kind)
+    except msgspec.ValidationError as error:
+        raise SuiteError(f"{where}: {error}.") from error
+
+
+def _questions(file: SuiteFile, where: str) -> Iterator[Question]:
+    _check_seeds(file.seeds, where)
+    if not file.models or not file.methods:
+        raise SuiteError(f"{where}: models and methods may not be empty.")
+    models = [_model(entry, f"{where}: models[{i}]") for i, entry in enumerate(file.models)]
+    seen: set[tuple[object, ...]] = set()
+    for label, table in file.methods.items():
+        place = f"{where}: methods.{label}"
+        own = {key: value for key, value in table.items() if key in MethodTable.__struct_fields__}
+        settings: MethodTable = _convert(own, MethodTable, place)
+        method = settings.method or label
+        if method not in METHODS:
+            raise UnknownName(place, "method", method, METHODS)
+        sparsities = _sparsities(method, settings, file, place)
+        budget, multiple = _budget(file.budget, settings.budget, place)
+        options = {key: value for key, value in table.items() if key not in own}
+        for suffix, chosen in _grid(options, place):
+            for (model, model_options), sparsity in itertools.product(models, sparsities):
+                for seed in file.seeds:
+                    question = Question(
+                        place,
+                        label + suffix,
+                        method,
+                        chosen,
+                        model,
+                        model_options,
+                        sparsity,
+                        seed,
+                        budget,
+                        multiple,
+                    )
+                    identity = (label + suffix, model, str(model_options), sparsity, seed)
+                    if identity in seen:
+                        raise SuiteError(f"{place}: asked for twice: {identity}.")
+                    seen.add(identity)
+                    yield question
+
+
+def _check_seeds(seeds: list[int], where: str) -> None:
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise SuiteError(f"{where}: seeds = {seeds}: give different integers from 0 on.")
+
+
+def _model(entry: str | dict[str, Scalar], where: str) -> tuple[str, dict[str, Scalar]]:
+    options = {"name": entry} if isinstance(entry, str) else dict(entry)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise SuiteError(f"{where}: needs a name, such as {{ name = 'resnet20', shortcut = 'B' }}.")
+    if name not in MODELS and not name.startswith(TIMM_PREFIX):
+        raise UnknownName(where, "model", name, [*MODELS, f"{TIMM_PREFIX}NAME"])
+    return name, options
+
+
+def _sparsities(
+    method: str, settings: MethodTable, file: SuiteFile, place: str
+) -> list[float] | list[None]:
+    controls = METHODS[method].controls
+    if controls == "none":
+        if settings.sparsities is not None:
+            raise SuiteError(f"{place}.sparsities: {method} has no sparsity to set.")
+        return [0.0]
+    if controls == "penalty":
+        if settings.sparsities is not None:
+            raise SuiteError(
+                f"{place}.sparsities: a penalty drives {method}; give a grid of its coefficient."
+            )
+        return [None]
+    sparsities = file.sparsities if settings.sparsities is None else settings.sparsities
+    if not sparsities or len(set(sparsities)) != len(sparsities):
+        raise SuiteError(f"{place}: sparsities = {sparsities}: give different numbers in [0, 1).")
+    for sparsity in sparsities:
+        if not 0 <= sparsity < 1:
+            raise SuiteError(
+                f"{place}: sparsity {sparsity} lies outside [0, 1). It is the fraction of zeros: "
+                "0.9 leaves a tenth of the weights."
+            )
+    return sparsities
+
+
+def _budget(
+    common: BudgetTable, own: BudgetTable | None, place: str
+) -> tuple[BudgetSpec, float]:
+    """A method's own length replaces the suite's; its own multiple likewise."""
+    length = own if own and (own.epochs is not None or own.steps is not None) else common
+    multiple = own.max_multiple if own and own.max_multiple is not None else common.max_multiple
+    multiple = 1.0 if multiple is None else multiple
+    if not multiple >= 1:
+        raise SuiteError(f"{place}: budget.max_multiple = {multiple}: must be at least 1.")
+    try:
+        return BudgetSpec(length.epochs, length.steps), multiple
+    except SuiteError as error:
+        raise SuiteError(f"{place}: {error}") from error
+
+
+def _grid(options: dict[str, Any], place: str) -> Iterator[tuple[str, dict[str, Scalar]]]:
+    """Every combination of list-valued options, with the suffix that tells it in a label."""
+    axes: list[list[Any]] = []
+    for name, value in options.items():
+        values = value if isinstance(value, list) else [value]
+        if not values or not all(isinstance(v, bool | int | float | str) for v in values):
+            raise SuiteError(f"{place}.{name}: {value!r} is neither a value nor a list of values.")
+        axes.append(values)
+    for combination in itertools.product(*axes):
+        chosen = dict(zip(options, combination, strict=True))
+        varied = [f"{n}={chosen[n]}" for n, value in options.items() if isinstance(value, list)]
+        yield (f"[{','.join(varied)}]" if varied else ""), chosen

@@ -1,0 +1,298 @@
+"""What a sparsity method is, and what the harness gives it.
+
+A method is a frozen dataclass of hyperparameters; everything that changes during a run is a tensor in
+`TrainState`. So a method can be hashed, printed and compared, and one generic function checkpoints
+every method. Hooks that run in every step see tensors only and may be captured in a CUDA graph;
+hooks between steps see the `Run` and may do anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.optim import Optimizer
+
+Scores = dict[str, Tensor]
+"""Weight name -> tensor of that weight's shape."""
+
+Controls = Literal["none", "density", "filters", "penalty"]
+
+
+def option(default: Any, interval: str) -> Any:
+    """A hyperparameter with its range, for the body of a method.
+
+    Args:
+        default: the paper's value.
+        interval: the values allowed, such as "(0, 1]" or "[1, inf)"; round brackets leave the end out.
+    """
+    return field(default=default, metadata={"interval": interval})
+
+
+def _inside(value: float, interval: str) -> bool:
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    return above and below
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The length of one ordinary training run.
+
+    Attributes:
+        steps: optimizer steps.
+        steps_per_epoch: steps in one pass over the training set.
+        examples: size of the training set; penalties quoted per example divide by it.
+        lr_drops: decay points of the recipe as fractions of the run, ascending; may be empty.
+    """
+
+    steps: int
+    steps_per_epoch: int
+    examples: int
+    lr_drops: tuple[float, ...] = ()
+
+    def second_drop(self, default: float = 0.75) -> int:
+        """Step of the second learning-rate decay, where ramps of sparsity end (Lin et al., 2020).
+
+        Args:
+            default: fraction of the run to use where the recipe has fewer than two decays.
+        """
+        fraction = self.lr_drops[1] if len(self.lr_drops) > 1 else default
+        return round(fraction * self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """Mask updates at `start`, `start + every`, ... while below `stop` (None: to the phase's end)."""
+
+    every: int
+    start: int = 0
+    stop: int | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether an update comes before optimizer step `step`, counted from 0 in the phase."""
+        inside = step >= self.start and (self.stop is None or step < self.stop)
+        return inside and (step - self.start) % self.every == 0
+
+    def count(self, steps: int) -> int:
+        """Number of updates in a phase of `steps` steps."""
+        stop = steps if self.stop is None else min(self.stop, steps)
+        return len(range(self.start, stop, self.every))
+
+
+@dataclass(frozen=True, slots=True)
+class LearningRate:
+    """A schedule of a phase's own: `peak` times the recipe's base rate, then down a cosine to 0."""
+
+    peak: float
+    shape: Literal["cosine", "constant"] = "cosine"
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of ordinary training between two interventions. Pure data.
+
+    Attributes:
+        name: unique within a plan.
+        steps: optimizer steps; may be 0, for instance to snapshot the initialisation.
+        lr_window: part of the recipe's schedule that the phase covers, as fractions.
+        lr: a schedule of the phase's own, in place of the recipe's.
+        density: asks `start_phase` to prune to this density; None leaves the masks alone.
+        updates: when `update` runs.
+        rewind_to: snapshot that is loaded after `start_phase`: weights, buffers, optimizer and
+            position in the data.
+        save_as: name of the snapshot taken at the end.
+    """
+
+    name: str
+    steps: int
+    lr_window: tuple[float, float] = (0.0, 1.0)
+    lr: LearningRate | None = None
+    density: float | None = None
+    updates: Cadence | None = None
+    rewind_to: str | None = None
+    save_as: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSettings:
+    """The recipe's optimizer. Without momentum or betas of its own where the name has none."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def build(self, parameters: Sequence[nn.Parameter], lr: Tensor) -> Optimizer:
+        """The optimizer over `parameters`; reads `lr`, a () tensor, anew in every step."""
+        if self.name == "sgd":
+            return torch.optim.SGD(
+                parameters,
+                lr=lr,
+                momentum=self.momentum,
+                nesterov=self.nesterov,
+                weight_decay=self.weight_decay,
+                fused=True,
+            )
+        kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
+        return kind(
+            parameters, lr=lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
+        )
+
+
+@dataclass
+class TrainState:
+    """Every tensor of a run. Written in place: no tensor is ever replaced after `prepare`.
+
+    Attributes:
+        model: the network in training, with the method's parametrizations if it has any.
+        weights: prunable weights as the optimizer sees them, by their name in the plain model.
+        masks: same keys, shapes and dtype; 1 keeps, 0 prunes.
+        optimizer: has one state entry per trained parameter.
+        lr: () learning rate, filled before each step.
+        progress: () in [0, 1], over all phases.
+        slots: the method's own tensors, such as `slots["sign"][name]`; made in `start_phase`.
+    """
+
+    model: nn.Module
+    weights: dict[str, nn.Parameter]
+    masks: dict[str, Tensor]
+    optimizer: Optimizer
+    lr: Tensor
+    progress: Tensor
+    slots: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+
+class Run(Protocol):
+    """The harness, as a method may see it between steps."""
+
+    @property
+    def state(self) -> TrainState:
+        """Every tensor of the run."""
+
+    @property
+    def budget(self) -> Budget:
+        """The length of one ordinary training run."""
+
+    @property
+    def density(self) -> float | None:
+        """The cell's target in (0, 1]; None for penalty-driven methods."""
+
+    @property
+    def phase(self) -> Phase:
+        """The phase that is running."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done in this phase."""
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The method's own random stream, on the CPU, seeded by the cell."""
+
+    def batches(self, count: int, *, augmented: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
+        """Training batches from a stream of the method's own; they are metered in the record."""
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Data term of the loss, differentiable; leaves buffers and random streams untouched."""
+
+    def gradients(self, batches: int = 1, *, augmented: bool = True) -> Scores:
+        """Mean gradient of the data term over `batches` extra batches, for every weight, masked or not."""
+
+
+@dataclass(frozen=True)
+class SparsityMethod:
+    """Base of all methods. Every hook has a default; with all defaults it is dense training.
+
+    Subclasses are frozen dataclasses: fields are hyperparameters with the paper's values as defaults,
+    and with their range given by `option`. Every hook but `penalty` runs without gradient tracking.
+
+    Attributes:
+        paper: where the method is from.
+        controls: what a cell's sparsity means: nothing, the density of the prunable weights, the
+            fraction of filters, or nothing because a penalty drives it.
+        version: raised whenever the method's results change; enters the cell's key.
+    """
+
+    paper: ClassVar[str] = ""
+    controls: ClassVar[Controls] = "density"
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        """Checks every `option` against its range.
+
+        Raises:
+            ValueError: names the option, its value and its range.
+        """
+        for entry in dataclasses.fields(self):
+            interval = entry.metadata.get("interval")
+            value = getattr(self, entry.name)
+            if interval and value is not None and not _inside(value, interval):
+                raise ValueError(f"{entry.name} = {value} lies outside {interval}")
+
+    # Once, and again after a resume: structure.
+
+    def plan(self, budget: Budget, density: float | None) -> tuple[Phase, ...]:
+        """The phases of a run. Depends on nothing but its arguments."""
+        return (Phase("train", budget.steps),)
+
+    def prunable(self, model: nn.Module) -> tuple[str, ...]:
+        """Names of the weights that the method can prune; the suite's preset is met with them."""
+        return tuple(
+            f"{name}.weight" if name else "weight"
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | _ConvNd)
+        )
+
+    def prepare(self, model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+        """Changes the module where the method needs it, and names the tensors to be optimized.
+
+        Args:
+            model: the plain network.
+            masks: one per prunable weight, all ones; these very tensors stay the run's masks.
+
+        Returns:
+            For each key of `masks`, the parameter that the optimizer sees.
+        """
+        parameters = dict(model.named_parameters())
+        return {name: parameters[name] for name in masks}
+
+    def optimizer(
+        self,
+        weights: Sequence[nn.Parameter],
+        others: Sequence[nn.Parameter],
+        lr: Tensor,
+        settings: OptimizerSettings,
+    ) -> Optimizer:
+        """The optimizer over the prunable weights and all other parameters."""
+        return settings.build([*weights, *others], lr)
+
+    # Between steps, eager, may wait for the device: values.
+
+    def start_phase(self, run: Run) -> None:
+        """Runs once as a phase begins; not again when it is resumed."""
+
+    def update(self, run: Run) -> None:
+        """Runs before the steps that the phase's `updates` name."""
+
+    def finish(self, run: Run) -> None:
+        """Leaves a plain module with exact zeros in `run.state.model`."""
+
+    # In every step: in place, no wait for the device, captured.
+
+    def penalty(self, state: TrainState) -> Tensor | None:
+        """() term added to the data loss."""
+        return None
+
+    def edit_gradients(self, state: TrainState) -> None:
+        """Runs after backward, before the optimizer."""
+
+    def project(self, state: TrainState) -> None:
+        """Runs after the optimizer, and after each start of a phase."""

@@ -1,0 +1,64 @@
+"""Dynamic model pruning with feedback."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from methods.allocation import Scope
+from methods.api import Budget, Cadence, Phase, Run, SparsityMethod, option
+from methods.masking import magnitudes, write_masks
+from methods.parametrizations import MaskSTE, attach, bake
+from methods.schedules import cubic_density, ramp
+
+
+@dataclass(frozen=True)
+class DPF(SparsityMethod):
+    """Dynamic model pruning with feedback (Lin et al., 2020, arXiv:2006.07253), Algorithm 1.
+
+    The network computes with masked weights, and the gradient found there updates all the dense
+    weights (Eq. 2), so a pruned weight can return with the value that it has had since. Masks are
+    ranked anew every `every` steps to the end of training; their sparsity follows the cubic schedule,
+    one level an epoch, and reaches the target at the second learning-rate decay.
+
+    Differs from the paper: levels change at least 20 times, also where the ramp has fewer epochs. The
+    masks of the finished network are ranked once more, after the last step.
+
+    Attributes:
+        scope: ranks all layers together (paper), or each by its own count.
+        every: steps between rankings (paper: p = 16).
+        end: fraction of the budget at which the ramp ends; None: the recipe's second decay, else 0.75.
+    """
+
+    paper: ClassVar[str] = "arXiv:2006.07253"
+    scope: Scope = "global"
+    every: int = option(16, "[1, inf)")
+    end: float | None = option(None, "(0, 1]")
+
+    def plan(self, budget: Budget, density: float | None) -> tuple[Phase, ...]:
+        """One phase, re-ranked to its end."""
+        return (Phase("train", budget.steps, updates=Cadence(self.every)),)
+
+    def prepare(self, model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+        """Masks the weights in the forward pass."""
+        return {name: attach(model, name, MaskSTE(mask)) for name, mask in masks.items()}
+
+    def update(self, run: Run) -> None:
+        """Ranks the dense weights."""
+        budget, target = run.budget, run.density
+        assert target is not None
+        end = budget.second_drop() if self.end is None else round(self.end * budget.steps)
+        levels = ramp(0, max(1, end), budget.steps_per_epoch)
+        assert levels.stop is not None
+        level = run.step // levels.every * levels.every
+        density = cubic_density(level, 0, levels.stop - 1, target)
+        write_masks(run.state, magnitudes(run.state), density, self.scope)
+
+    def finish(self, run: Run) -> None:
+        """Ranks a last time, at the target, and writes the masked weights into the plain network."""
+        assert run.density is not None
+        write_masks(run.state, magnitudes(run.state), run.density, self.scope)
+        bake(run.state.model)

@@ -1,0 +1,100 @@
+"""Dynamic sparse training: drop the smallest weights, grow as many others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from methods.allocation import Scope
+from methods.api import Budget, Cadence, Phase, Run, Scores, TrainState, option
+from methods.masking import (
+    GROWN,
+    MaskedMethod,
+    clear_buffers,
+    random_scores,
+    topk_mask,
+    write_masks,
+)
+from methods.schedules import spaced
+
+
+def drop_and_grow(state: TrainState, name: str, dropped: Tensor, grow_scores: Tensor) -> None:
+    """Rewires one layer; its number of non-zeros does not change.
+
+    A grown weight starts at zero (see `GROWN`) without momentum. A weight that is dropped and chosen
+    again in the same update was never gone: it keeps its value and its momentum.
+
+    Args:
+        state: the layer's weight, mask and optimizer memory are written in place.
+        name: the layer's weight.
+        dropped: boolean, true at active weights that are dropped; the weight's shape.
+        grow_scores: the highest are grown, among all weights that are not kept.
+    """
+    weight, mask = state.weights[name], state.masks[name]
+    kept = (mask != 0) & ~dropped
+    count = int(dropped.sum())  # waits for the device; fine, this is not the captured step
+    grown = topk_mask(grow_scores.masked_fill(kept, -torch.inf), count) != 0
+    new = grown & (mask == 0)
+    clear_buffers(state, {name: (mask != 0) & (kept | grown)})
+    mask.copy_(kept | grown)
+    weight.mul_(mask).masked_fill_(new, GROWN)
+
+
+def smallest(weight: Tensor, mask: Tensor, count: int) -> Tensor:
+    """Boolean, true at the `count` active weights of smallest magnitude."""
+    active = mask != 0
+    kept = topk_mask(
+        weight.detach().abs().masked_fill(~active, -torch.inf), int(active.sum()) - count
+    )
+    return active & (kept == 0)
+
+
+@dataclass(frozen=True)
+class DropGrow(MaskedMethod):
+    """Base of methods that rewire a random sparse network while it trains.
+
+    Attributes:
+        scope: how the random masks at the start are spread over the layers; each layer then keeps
+            its number of non-zeros.
+        every: steps between updates; at most a twentieth of the time in which there are any.
+        stop: fraction of the budget after which the masks are fixed.
+        drop_fraction: fraction of a layer's active weights dropped in an update.
+    """
+
+    scope: Scope = "erk"
+    every: int = option(100, "[1, inf)")
+    stop: float = option(0.75, "[0, 1]")
+    drop_fraction: float = option(0.3, "[0, 1)")
+
+    def plan(self, budget: Budget, density: float | None) -> tuple[Phase, ...]:
+        """One phase that begins with random masks; no update comes before the first `every` steps."""
+        end = round(self.stop * budget.steps)
+        every = spaced(self.every, end)
+        updates = Cadence(every, every, end)
+        return (Phase("train", budget.steps, density=density, updates=updates),)
+
+    def start_phase(self, run: Run) -> None:
+        """Draws the masks."""
+        assert run.phase.density is not None
+        write_masks(run.state, random_scores(run), run.phase.density, self.scope)
+
+    def fraction(self, run: Run) -> float:
+        """Fraction to drop in this update."""
+        return self.drop_fraction
+
+    def dropped(self, run: Run, name: str) -> Tensor:
+        """Boolean, true at the weights of one layer that this update drops."""
+        mask = run.state.masks[name]
+        count = int(self.fraction(run) * int(mask.sum()))
+        return smallest(run.state.weights[name], mask, count)
+
+    def grow_scores(self, run: Run) -> Scores:
+        """What decides where weights grow: the highest are grown. Default: chance."""
+        return random_scores(run)
+
+    def update(self, run: Run) -> None:
+        """Rewires each layer."""
+        for name, scores in self.grow_scores(run).items():
+            drop_and_grow(run.state, name, self.dropped(run, name), scores)

@@ -1,0 +1,67 @@
+"""Weights that the forward pass sees as a function of what the optimizer sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward w * m; backward the identity on w (Bengio et al., 2013)."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
+        return weight * mask
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+class MaskSTE(nn.Module):
+    """The network computes with masked weights; the gradient reaches all of them.
+
+    Args:
+        mask: the run's mask tensor itself, so that writing it changes the forward pass.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        # The harness checkpoints the masks; once is enough.
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Masked weight, same shape."""
+        return _StraightThrough.apply(weight, self.mask)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def attach(model: nn.Module, name: str, parametrization: nn.Module) -> nn.Parameter:
+    """Parametrizes one weight.
+
+    Args:
+        model: the plain network; the weight's module is changed in place.
+        name: the weight's name, such as `stem.weight`.
+        parametrization: module from the optimizer's tensor to the weight.
+
+    Returns:
+        The tensor that the optimizer sees.
+    """
+    path, _, tensor = name.rpartition(".")
+    module = model.get_submodule(path)
+    parametrize.register_parametrization(module, tensor, parametrization)
+    original = module.parametrizations[tensor].original  # type: ignore[index,union-attr]
+    assert isinstance(original, nn.Parameter)
+    return original
+
+
+def bake(model: nn.Module) -> None:
+    """Replaces every parametrized weight by its value; the modules are plain again."""
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            for tensor in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)

@@ -1,0 +1,34 @@
+"""Single-shot network pruning by connection sensitivity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from methods.api import Run, Scores, option
+from methods.masking import PruneAtInit
+
+
+@dataclass(frozen=True)
+class SNIP(PruneAtInit):
+    """SNIP (Lee et al., 2019, arXiv:1810.02340), Eq. 3 to 6.
+
+    Before the first step, keeps the weights with the largest |w dL/dw|: the loss's sensitivity to
+    removing them. The images are not augmented, the regulariser does not enter, and normalisation
+    uses the batch's statistics.
+
+    Differs from the paper: biases are not pruned, and training goes on from the weights that were
+    scored (the published code draws new ones). The paper's normalisation by the scores' sum does not
+    change their order and is left out.
+
+    Attributes:
+        batches: training batches that the gradient is averaged over (paper: 1); they are metered.
+    """
+
+    paper: ClassVar[str] = "arXiv:1810.02340"
+    batches: int = option(1, "[1, inf)")
+
+    def scores(self, run: Run) -> Scores:
+        """Connection sensitivity."""
+        gradients = run.gradients(self.batches, augmented=False)
+        return {name: (run.state.weights[name] * g).abs() for name, g in gradients.items()}

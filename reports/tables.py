@@ -1,0 +1,133 @@
+"""Markdown tables of a suite's records, with the conditions they were measured under."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from bench import store
+from bench.errors import RecordError
+from bench.record import Record
+from bench.spec import CellSpec
+from bench.store import Manifest, Store
+from reports.aggregate import Row, aggregate, asked_text, model_text, options_text
+from reports.footnotes import CONDITIONS, footnotes, varies
+from reports.markdown import section
+
+Columns = dict[str, Callable[[Row], str]]
+
+WORDS = {"model", "method", "options", *CONDITIONS}
+
+
+def suite_table(manifest: Manifest, records: Iterable[Record], failed: int = 0) -> str:
+    """One suite as a markdown table with its title above and its footnotes below.
+
+    Args:
+        manifest: the cells that the suite asks for.
+        records: its final records; those of other cells are counted, not shown.
+        failed: number of failed attempts that lie beside the records.
+    """
+    results = aggregate(manifest, records)
+    models = {model_text(row.spec) for row in results.rows}
+    about = ", ".join([manifest.suite, *(models if len(models) == 1 else ())])
+    title = f"{manifest.title or manifest.suite} ({about})"
+    shown = columns(results.rows)
+    lines = [[text(row) for text in shown.values()] for row in results.rows]
+    return section(title, list(shown), lines, WORDS, footnotes(results, failed))
+
+
+def report(root: Path, suites: Sequence[str] | None = None) -> str:
+    """The tables of the named suites, or of all that have records under `root`.
+
+    Raises:
+        RecordError: there is no such suite, or a record is damaged; names the file.
+    """
+    names = store.suites(root) if suites is None else suites
+    if not names:
+        raise RecordError(f"{root}: no records. Run a suite first: sparsebench run SUITE")
+    return "\n".join(stored_table(Store(root, name)) for name in names)
+
+
+def stored_table(source: Store) -> str:
+    """The table of one suite as it lies in its folder."""
+    failed = len(list((source.folder / "attempts").glob("*.json")))
+    return suite_table(source.manifest(), source.records(), failed)
+
+
+def columns(rows: Sequence[Row]) -> Columns:
+    """Header and text of each column; what all rows share has none."""
+    shown: Columns = {"method": lambda row: row.label}
+    if varies(rows, model_text):
+        shown = {"model": of_spec(model_text)} | shown
+    labels = {row.label for row in rows}
+    if any(varies((row for row in rows if row.label == label), options) for label in labels):
+        shown["options"] = of_spec(options)
+    shown |= {name: of_spec(text) for name, text in CONDITIONS.items() if varies(rows, text)}
+    return shown | {
+        "sparsity asked %": of_spec(asked_text),
+        "n": seeds,
+        "top-1 %": accuracy,
+        "reached sparsity %": reached_sparsity,
+        "parameters left": parameters,
+        "MACs left": macs,
+        "train seconds": lambda row: number(row.train_seconds, ",.1f"),
+        "budget multiple": lambda row: number(row.multiple, ".2f"),
+    }
+
+
+def of_spec(text: Callable[[CellSpec], str]) -> Callable[[Row], str]:
+    """A column that depends on the question alone."""
+    return lambda row: text(row.spec)
+
+
+def options(spec: CellSpec) -> str:
+    """Options of the method that differ from its defaults."""
+    return options_text(spec.options)
+
+
+def seeds(row: Row) -> str:
+    """Seeds that finished, over those asked for where some are missing."""
+    done = len(row.finished)
+    return str(done) if done == row.asked else f"{done}/{row.asked}"
+
+
+def accuracy(row: Row) -> str:
+    """Mean and standard deviation over `ok` seeds, then a mark for each kind that is not."""
+    parts = []
+    if row.top1 is not None:
+        spread = "" if row.deviation is None else f" ± {row.deviation:.2f}"
+        parts.append(f"{row.top1:.2f}{spread}")
+    for status, mark in (("diverged", "*"), ("invalid", "invalid")):
+        if count := row.statuses.count(status):
+            parts.append(f"{mark} {count} of {row.asked}")
+    return ", ".join(parts) or "-"
+
+
+def reached_sparsity(row: Row) -> str:
+    """Percent, with two significant digits of the density; a dagger where a layer was emptied."""
+    if row.reached_sparsity is None:
+        return "-"
+    density = 100 * (1 - row.reached_sparsity)
+    digits = 1 - math.floor(math.log10(density)) if density > 0 else 2
+    return f"{100 - density:.{max(2, digits)}f}{' †' if row.dead else ''}"
+
+
+def parameters(row: Row) -> str:
+    """Non-zero parameters and their share of all."""
+    if row.nonzero is None or row.total_sparsity is None:
+        return "-"
+    return f"{row.nonzero:,.0f} ({100 * (1 - row.total_sparsity):.2f} %)"
+
+
+def macs(row: Row) -> str:
+    """Multiply-adds left and their share of the dense ones."""
+    if row.macs is None or row.macs_fraction is None:
+        return "-"
+    left = f"{row.macs / 1e6:,.2f} M" if row.macs >= 1e5 else f"{row.macs:,.0f}"
+    return f"{left} ({100 * row.macs_fraction:.2f} %)"
+
+
+def number(value: float | None, form: str) -> str:
+    """A number, or the mark for one that was not measured."""
+    return "-" if value is None else format(value, form)

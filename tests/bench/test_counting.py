@@ -1,0 +1,428 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.counting import ACTIVATIONS, Totals, count_layers, count_totals
+from models import create_model
+
+
+def totals_of(model: nn.Module, shape: tuple[int, ...]) -> Totals:
+    return count_totals(model, count_layers(model, shape))
+
+
+def macs_of(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[int, int]]:
+    return {line.name: (line.dense_macs, line.macs) for line in count_layers(model, shape)}
+
+
+# Columns: parameters, weights, convolution weights, 1x1 shortcut weights, normalisation, biases,
+# MACs; worked out from the layers' shapes.
+@pytest.mark.parametrize(
+    ("name", "options", "shape", "expected"),
+    [
+        ("lenet_300_100", {}, (1, 28, 28), (266_610, 266_200, 0, 0, 0, 410, 266_200)),
+        ("lenet5", {}, (1, 28, 28), (431_080, 430_500, 25_500, 0, 0, 580, 2_293_000)),
+        (
+            "resnet20",
+            {"shortcut": "A"},
+            (3, 32, 32),
+            (269_722, 268_336, 267_696, 0, 1_376, 10, 40_551_040),
+        ),
+        (
+            "resnet20",
+            {"shortcut": "B"},
+            (3, 32, 32),
+            (272_474, 270_896, 270_256, 2_560, 1_568, 10, 40_813_184),
+        ),
+        (
+            "timm:resnet50",
+            {},
+            (3, 224, 224),
+            (25_557_032, 25_502_912, 23_454_912, 2_768_896, 53_120, 1_000, 4_089_184_256),
+        ),
+    ],
+    ids=["lenet_300_100", "lenet5", "resnet20-A", "resnet20-B", "timm:resnet50"],
+)
+def test_totals_of_known_networks_are_exact(name, options, shape, expected):
+    counted = totals_of(create_model(name, shape, **options), shape)
+    assert expected == (
+        counted.parameters,
+        counted.weights,
+        counted.conv_weights,
+        counted.shortcut_weights,
+        counted.norm,
+        counted.bias,
+        counted.dense_macs,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("lenet_300_100", (1, 28, 28)),
+        ("lenet5", (1, 28, 28)),
+        ("resnet20", (3, 32, 32)),
+        ("timm:resnet50", (3, 64, 64)),
+        ("timm:mobilenetv3_small_050", (3, 64, 64)),
+        ("timm:convnext_atto", (3, 64, 64)),
+        ("timm:vit_tiny_patch16_224", (3, 32, 32)),
+    ],
+)
+def test_dense_macs_are_half_of_the_flops_that_torch_counts(name, shape):
+    model = create_model(name, shape).eval()
+    # Not every release of torch counts the attention kernel of the CPU; all count its plain form.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:
+        model(torch.zeros(1, *shape))
+    assert 2 * totals_of(model, shape).dense_macs == flops.get_total_flops()
+
+
+def convolve(layer: nn.Conv2d, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """A convolution by plain loops, and its multiplications by weights that are not zero."""
+    (padding, _), (stride, _), (dilation, _) = layer.padding, layer.stride, layer.dilation
+    x = functional.pad(x, (padding,) * 4)
+    outputs, inputs, *kernel = layer.weight.shape
+    reach = [dilation * (k - 1) for k in kernel]
+    height, width = ((x.shape[1 + d] - reach[d] - 1) // stride + 1 for d in (0, 1))
+    y, count = torch.zeros(outputs, height, width), 0
+    for o, i, r, c, u, v in itertools.product(
+        range(outputs), range(inputs), range(height), range(width), *map(range, kernel)
+    ):
+        if weight := layer.weight[o, i, u, v].item():
+            channel = o // (outputs // layer.groups) * inputs + i
+            y[o, r, c] += weight * x[channel, r * stride + u * dilation, c * stride + v * dilation]
+            count += 1
+    return y, count
+
+
+def scatter(layer: nn.ConvTranspose2d, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """A transposed convolution by plain loops: every input pixel spreads over its outputs."""
+    (padding, _), (stride, _) = layer.padding, layer.stride
+    inputs, outputs, *kernel = layer.weight.shape
+    height, width = ((x.shape[1 + d] - 1) * stride + kernel[d] for d in (0, 1))
+    y, count = torch.zeros(outputs * layer.groups, height, width), 0
+    for i, o, r, c, u, v in itertools.product(
+        range(inputs), range(outputs), *map(range, x.shape[1:]), *map(range, kernel)
+    ):
+        if weight := layer.weight[i, o, u, v].item():
+            channel = i // (inputs // layer.groups) * outputs + o
+            y[channel, r * stride + u, c * stride + v] += weight * x[i, r, c]
+            count += 1
+    return y[:, padding : height - padding, padding : width - padding], count
+
+
+def multiply(layer: nn.Linear, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    y, count = torch.zeros(layer.out_features), 0
+    for o, i in itertools.product(range(layer.out_features), range(layer.in_features)):
+        if weight := layer.weight[o, i].item():
+            y[o] += weight * x[i]
+            count += 1
+    return y, count
+
+
+LAYERS = {
+    "plain": nn.Conv2d(3, 4, 3, bias=False),
+    "padded": nn.Conv2d(3, 4, 3, padding=1, bias=False),
+    "strided": nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False),
+    "dilated": nn.Conv2d(3, 4, 3, dilation=2, padding=2, bias=False),
+    "grouped": nn.Conv2d(4, 6, 3, groups=2, bias=False),
+    "depthwise": nn.Conv2d(6, 6, 3, groups=6, padding=1, bias=False),
+    "oblong": nn.Conv2d(3, 4, (1, 3), bias=False),
+    "transposed": nn.ConvTranspose2d(4, 3, 3, bias=False),
+    "transposed strided": nn.ConvTranspose2d(4, 3, 3, stride=2, padding=1, bias=False),
+    "transposed grouped": nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2, bias=False),
+    "linear": nn.Linear(12, 7, bias=False),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_macs_equal_multiplications_by_nonzero_weights_in_plain_loops(kind):
+    generator = torch.Generator().manual_seed(0)
+    layer = LAYERS[kind]
+    with torch.no_grad():
+        layer.weight.normal_(generator=generator)
+        layer.weight *= torch.rand(layer.weight.shape, generator=generator) < 0.4
+    shape = (12,) if kind == "linear" else (layer.in_channels, 7, 6)
+    x = torch.randn(shape, generator=generator)
+    loops = {nn.Conv2d: convolve, nn.ConvTranspose2d: scatter, nn.Linear: multiply}[type(layer)]
+    y, count = loops(layer, x)
+    torch.testing.assert_close(layer(x[None])[0], y)  # the loops do what the layer does
+    (line,) = count_layers(layer, shape)
+    assert line.macs == count
+    assert line.nonzero == int((layer.weight != 0).sum()) < line.weights
+    assert line.dense_macs * line.nonzero == line.macs * line.weights
+
+
+def test_macs_of_a_masked_network_are_the_sum_over_its_layers():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),  # 8x8 positions
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, stride=2, groups=4),  # 3x3 positions
+        nn.Flatten(),
+        nn.Linear(36, 5),  # 1 position
+    )
+    keep = {0: 11, 3: 7, 5: 20}
+    for index, count in keep.items():
+        weight = network[index].weight.data
+        weight.copy_(torch.zeros_like(weight))
+        weight.view(-1)[:count] = 1
+    lines = count_layers(network, (2, 8, 8), prunable={"0.weight", "5.weight"})
+    assert [(line.name, line.nonzero, line.macs, line.prunable) for line in lines] == [
+        ("0.weight", 11, 11 * 64, True),
+        ("3.weight", 7, 7 * 9, False),
+        ("5.weight", 20, 20, True),
+    ]
+    totals = count_totals(network, lines)
+    assert (totals.norm, totals.bias, totals.weights) == (8, 4 + 4 + 5, 72 + 36 + 180)
+    assert totals.macs == 11 * 64 + 7 * 9 + 20
+    assert totals.nonzero == sum(int((p != 0).sum()) for p in network.parameters())
+
+
+def test_depthwise_convolution_counts_each_weight_once_per_position():
+    # 64 channels, 9 weights each, 10x10 positions; without groups it would be 64 times as many.
+    layer = nn.Conv2d(64, 64, 3, padding=1, groups=64)
+    assert macs_of(layer, (64, 10, 10)) == {"weight": (57_600, 57_600)}
+
+
+def test_convolution_over_a_sequence_is_counted():
+    layer = nn.Conv1d(4, 6, 3)  # 72 weights, 8 positions
+    assert macs_of(layer, (4, 10)) == {"weight": (576, 576)}
+
+
+def test_linear_layer_counts_every_token():
+    layer = nn.Linear(8, 6, bias=False)
+    layer.weight.data[0] = 0
+    assert macs_of(layer, (5, 8)) == {"weight": (5 * 48, 5 * 40)}
+
+
+class Transposed(nn.Module):
+    """The weight stands on the left, and as a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(4, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight.t() @ x[0]
+
+
+def test_view_of_a_weight_on_either_side_is_found():
+    assert macs_of(Transposed(), (4, 3)) == {"weight": (24 * 3, 4 * 3)}
+
+
+class Batched(nn.Module):
+    """One matrix for each of three experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.Parameter(torch.ones(3, 4, 5))
+        self.experts.data[1] = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("nti,eio->neto", x, self.experts)
+
+
+def test_weight_in_a_batched_product_is_found():
+    assert macs_of(Batched(), (7, 4)) == {"experts": (60 * 7, 40 * 7)}
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(self.conv(x)[:, :, ::2, ::2])
+
+
+def test_weight_used_twice_has_its_macs_twice_and_its_parameters_once():
+    model = Twice()
+    model.conv.weight.data[0] = 0
+    (line,) = count_layers(model, (3, 8, 8))
+    assert (line.weights, line.nonzero) == (81, 54)
+    assert (line.dense_macs, line.macs) == (81 * (64 + 16), 54 * (64 + 16))
+    assert count_totals(model, (line,)).parameters == 81
+
+
+def test_tied_modules_are_one_line():
+    layer = nn.Linear(4, 4)
+    assert macs_of(nn.Sequential(layer, nn.ReLU(), layer), (4,)) == {"0.weight": (32, 32)}
+
+
+class Standardised(nn.Conv2d):
+    """The convolution sees a weight that is computed from its parameter."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 6, 3, bias=False)
+        self.gain = nn.Parameter(torch.ones(6, 1, 1, 1))
+        self.mask = torch.ones(6, 4, 3, 3)
+        self.mask[0] = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.gain * (self.weight - self.weight.mean()) / self.weight.std()
+        return self._conv_forward(x, weight * self.mask, None)
+
+
+def test_computed_weight_counts_by_the_nonzeros_that_the_operation_used():
+    torch.manual_seed(0)
+    model = Standardised()
+    (line,) = count_layers(model, (4, 5, 5))
+    assert line.name == "weight"
+    assert line.nonzero == 216
+    assert (line.dense_macs, line.macs) == (216 * 9, 180 * 9)
+
+
+def test_parametrized_linear_counts_by_the_nonzeros_that_the_operation_used():
+    class Mask(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.eye(4))
+
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return weight * self.mask
+
+    layer = nn.Linear(4, 4)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Mask())
+    assert macs_of(layer, (4,)) == {"parametrizations.weight.original": (16, 4)}
+
+
+class Attention(nn.Module):
+    def __init__(self, kernel: SDPBackend | None = None) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = x[:, :, :3], x, x
+        if self.kernel is None:
+            return functional.scaled_dot_product_attention(query, key, value)
+        with sdpa_kernel(self.kernel):
+            return functional.scaled_dot_product_attention(query, key, value)
+
+
+@pytest.mark.parametrize("kernel", [None, SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
+def test_attention_counts_both_of_its_products(kernel):
+    # 2 heads, 3 queries, 5 keys, 4 dimensions: 2 * 3 * 5 * 4 for the scores, the same for the sum.
+    (line,) = count_layers(Attention(kernel), (2, 5, 4))
+    assert (line.name, line.shape, line.weights) == (ACTIVATIONS, (), 0)
+    assert line.dense_macs == line.macs == 120 + 120
+
+
+def test_multihead_attention_is_not_hidden_by_its_fast_path():
+    # 5 tokens of 8 dimensions, 2 heads of 4: 3 * 64 and 64 weights, products 2 * (5 * 5 * 8).
+    class SelfAttention(nn.MultiheadAttention):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x, x, x, need_weights=False)[0]
+
+    model = SelfAttention(8, 2, batch_first=True)
+    model.in_proj_weight.data[8:16] = 0
+    fast = torch.backends.mha.get_fastpath_enabled()
+    assert macs_of(model, (5, 8)) == {
+        "in_proj_weight": (192 * 5, 128 * 5),
+        "out_proj.weight": (64 * 5, 64 * 5),
+        ACTIVATIONS: (400, 400),
+    }
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+
+
+def test_transformer_encoder_is_counted_in_full():
+    layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16, dropout=0.0, batch_first=True)
+    # 5 tokens: projections 256 weights, feed-forward 256 weights, products 2 * 5 * 5 * 8.
+    assert totals_of(layer, (5, 8)).dense_macs == 5 * 512 + 400
+
+
+def test_vision_transformer_agrees_with_a_count_by_hand():
+    shape = (3, 32, 32)
+    model = create_model("timm:vit_tiny_patch16_224", shape, classes=10)
+    counted = macs_of(model, shape)
+    # 12 blocks; 4 patches and the class token; 3 heads of 64 dimensions.
+    assert counted[ACTIVATIONS][0] == 12 * 2 * (3 * 5 * 5 * 64)
+    assert counted["patch_embed.proj.weight"][0] == 4 * (192 * 3 * 16 * 16)
+    assert counted["blocks.3.attn.qkv.weight"][0] == 5 * (3 * 192 * 192)
+    assert counted["blocks.3.mlp.fc1.weight"][0] == 5 * (4 * 192 * 192)
+    assert counted["head.weight"][0] == 192 * 10
+    blocks = 12 * (5 * 12 * 192 * 192 + 2 * 3 * 5 * 5 * 64)
+    assert totals_of(model, shape).dense_macs == blocks + 4 * 147_456 + 1_920
+    # Neither a position embedding nor a class token is the weight of a product.
+    assert not {"pos_embed", "cls_token"} & counted.keys()
+
+
+class Stateful(nn.Module):
+    """Counts its calls in a buffer, also in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.frozen = nn.BatchNorm2d(3).eval()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.frozen(self.norm(x))
+
+
+def test_modes_and_buffers_are_left_as_they_were():
+    model = Stateful()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    same = {name: buffer.data_ptr() for name, buffer in model.named_buffers()}
+    count_layers(model, (3, 4, 4))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert same == {name: buffer.data_ptr() for name, buffer in model.named_buffers()}
+    assert [module.training for module in model.modules()] == [True, True, False]
+
+
+def test_modes_are_restored_when_the_forward_fails():
+    model = nn.Sequential(nn.Linear(4, 4))
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with pytest.raises(RuntimeError):
+        count_layers(model, (5,))
+    assert all(module.training for module in model.modules())
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+
+
+def test_counting_changes_neither_the_weights_nor_the_random_stream():
+    model = create_model("resnet20", (3, 32, 32))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    count_layers(model, (3, 32, 32))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("context", [torch.inference_mode, torch.enable_grad, torch.no_grad])
+def test_count_does_not_depend_on_the_gradient_mode_of_the_caller(context):
+    with context():
+        assert macs_of(create_model("lenet5", (1, 28, 28)), (1, 28, 28)) == {
+            "conv1.weight": (500 * 576, 500 * 576),
+            "conv2.weight": (25_000 * 64, 25_000 * 64),
+            "fc1.weight": (400_000, 400_000),
+            "classifier.weight": (5_000, 5_000),
+        }
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_image_has_the_type_of_the_weights(dtype):
+    assert macs_of(nn.Linear(4, 2).to(dtype), (4,)) == {"weight": (8, 8)}
+
+
+def test_prunable_parameter_that_is_never_used_is_listed():
+    model = nn.Sequential(nn.Linear(4, 2))
+    model.spare = nn.Parameter(torch.tensor([0.0, 1.0, 2.0]))
+    model.forward = lambda x: model[0](x)
+    lines = count_layers(model, (4,), prunable=["spare"])
+    assert [(line.name, line.nonzero, line.dense_macs, line.prunable) for line in lines] == [
+        ("spare", 2, 0, True),
+        ("0.weight", 8, 8, False),
+    ]
+    assert count_totals(model, lines).weights == 8
+
+
+def test_prunable_name_that_is_no_parameter_is_refused():
+    with pytest.raises(ValueError, match="the model has no parameter nope"):
+        count_layers(nn.Linear(4, 2), (4,), prunable={"weight", "nope"})

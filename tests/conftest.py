@@ -1,0 +1,28 @@
+"""One thread, no denormals; the data folder; tests marked `gpu` run where there is a GPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+torch.set_flush_denormal(True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="not run: no CUDA device"))
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """Folder with mnist.npz and cifar10.npz."""
+    folder = os.environ.get("SPARSEBENCH_DATA")
+    if not folder or not (Path(folder) / "mnist.npz").exists():
+        pytest.skip("not run: SPARSEBENCH_DATA names no folder with mnist.npz")
+    return Path(folder)
