@@ -1,4 +1,4 @@
-"""`sparsebench`: the one place where everything meets. Imports what a command needs, when it needs it."""
+"""`sparsebench`: the one place where everything meets. A command imports what it needs."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def plan(
     only: Only = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a suite's cells: keys, done or not, planned steps and budget multiple. Trains nothing."""
+    """Show a suite's cells: keys, done or not, planned steps, budget multiple. Trains nothing."""
     resolved, store = _resolve(suite, data, records)
     rows = []
     for cell in _chosen(resolved, only):
@@ -159,13 +159,12 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one record: what was asked, measured, and where."""
-    from bench.record import encode
     from bench.store import find, read
-    from reports.tables import record_page
+    from reports.record_page import record_page
 
     record = read(find(records, cell))
     if as_json:
-        print(encode(record).decode(), end="")
+        _print_json(record)
     else:
         print(record_page(record))
 
@@ -292,14 +291,21 @@ def _listing(what: Table) -> list[dict[str, Any]]:
         from bench.datasets import DATASETS
 
         return [
-            {"name": n, "shape": "x".join(map(str, d.shape)), "classes": d.classes, "summary": d.summary}
+            {
+                "name": n,
+                "shape": "x".join(map(str, d.shape)),
+                "classes": d.classes,
+                "summary": d.summary,
+            }
             for n, d in DATASETS.items()
         ]
     if what is Table.recipes:
         from bench import recipes
 
         loaded = {name: recipes.load(name, "") for name in recipes.names()}
-        return [{"name": n, "batch": r.batch, "lr": r.lr, "title": r.title} for n, r in loaded.items()]
+        return [
+            {"name": n, "batch": r.batch, "lr": r.lr, "title": r.title} for n, r in loaded.items()
+        ]
     from bench import suite
 
     return [{"name": name, "title": suite.title(name)} for name in suite.names()]
@@ -360,7 +366,9 @@ def _train(
 
     if not cells:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     workers = workers or (cores if device == "cpu" else 1)
     tasks = [
         Task(

@@ -59,8 +59,9 @@ def count_layers(
 ) -> tuple[LayerCount, ...]:
     """One line for each weight that enters a product, and for each prunable parameter.
 
-    A weight that is used twice has its MACs twice. Products without a parameter, with equal MACs
-    and dense MACs, are summed in a last line called `ACTIVATIONS`. Modes and buffers of the model
+    A weight that is used twice has its MACs twice; a weight that the forward computes from a
+    parameter counts with the non-zeros that the product used. Products without a parameter are
+    summed in a last line called `ACTIVATIONS`, which has no weights. Modes and buffers of the model
     are left as they were.
 
     Args:
@@ -76,7 +77,7 @@ def count_layers(
         raise ValueError(f"prunable: the model has no parameter {', '.join(unknown)}")
     products = _Products(parameters)
     first = next(iter(parameters.values()), torch.empty(0))
-    with torch.inference_mode(False), torch.no_grad(), _plain_evaluation(model):
+    with torch.no_grad(), _plain_evaluation(model):
         image = torch.zeros(1, *input_shape, dtype=first.dtype, device=first.device)
         products.origin[image] = None
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -143,7 +144,12 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.macs: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        with self:  # in inference mode, convolutions and linear layers arrive whole
+            result = func.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+        result = func(*args, **kwargs)
         inputs = _tensors((args, kwargs))
         names = [name for _, name in self._constants(inputs)]
         origin = None
@@ -184,8 +190,6 @@ def _product(op: str, args: Any, result: Any) -> tuple[int, Sequence[Tensor]] | 
         query, key, value = args[:3]
         pairs = query.numel() // query.shape[-1] * key.shape[-2]
         return pairs * (query.shape[-1] + value.shape[-1]), []
-    if op == "linear":
-        return args[0].numel() * args[1].shape[0], [args[1], args[0]]
     if op in {"mm", "bmm", "mv"}:
         left, right = args[:2]
     elif op in {"addmm", "baddbmm", "addmv"}:

@@ -44,7 +44,7 @@ class Data:
     test: Split
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 (B, H, W, C) -> float32 (B, C, H, W) of zero mean and unit variance, channels last."""
+        """uint8 (B, H, W, C) -> float32 (B, C, H, W), mean 0 and variance 1, channels last."""
         return images.to(torch.float32).sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)
 
 

@@ -1,7 +1,8 @@
 """The data sets: a table, and arrays of pixels from one .npz file each. No torch.
 
-A data set is `<folder>/<name>.npz` with uint8 `x_train`, `x_test` of shape (N, H, W) or (N, H, W, C)
-and integer `y_train`, `y_test` of shape (N,). A missing file is made once by torchvision's loader.
+A data set is `<folder>/<name>.npz` with uint8 `x_train`, `x_test` of shape (N, H, W) or (N, H, W,
+C) and integer `y_train`, `y_test` of shape (N,). A missing file is made once by torchvision's
+loader.
 """
 
 from __future__ import annotations
@@ -110,7 +111,9 @@ def load(name: str, folder: Path) -> Arrays:
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
-    advice = f"Delete it to have it downloaded again, or replace it by one with {', '.join(ARRAYS)}."
+    advice = (
+        f"Delete it to have it downloaded again, or replace it by one with {', '.join(ARRAYS)}."
+    )
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [array for array in ARRAYS if array not in file]
@@ -133,8 +136,8 @@ def _checked(info: DatasetInfo, where: str, arrays: dict[str, NDArray[Any]]) -> 
             x = x[..., None]
         if x.dtype != np.uint8 or x.shape != expected or y.ndim != 1 or len(y) == 0:
             raise DataError(
-                f"{where}: x_{split} is {x.dtype} {x.shape} and y_{split} {y.shape}; expected uint8 "
-                f"(N, {height}, {width}, {channels}) and (N,) with the same N above 0."
+                f"{where}: x_{split} is {x.dtype} {x.shape} and y_{split} {y.shape}; expected "
+                f"uint8 (N, {height}, {width}, {channels}) and (N,) with the same N above 0."
             )
         if not np.issubdtype(y.dtype, np.integer) or y.min() < 0 or y.max() >= info.classes:
             raise DataError(

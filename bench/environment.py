@@ -22,7 +22,7 @@ def environment(device: torch.device) -> Environment:
     return Environment(
         device=_device_name(device),
         threads=torch.get_num_threads(),
-        platform=platform.platform(),
+        platform=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         torch=str(torch.__version__),
         sparsebench=_version(),
@@ -37,7 +37,9 @@ def _device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 

@@ -1,4 +1,4 @@
-"""What people see while a suite trains: a bar with the time left on a terminal, else a line per cell."""
+"""What people see of a run: a bar with the time left on a terminal, else a line per cell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training recipes: everything about training that is not the method. Read from `recipes/*.toml`. No torch."""
+"""Training recipes: everything about training that is not the method. No torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Recipe:
         weight_decay: L2 coefficient on every parameter, as in torch's optimizers.
         schedule: `step` multiplies the rate by `factor` at each of `drops`; `cosine` falls to 0.
         drops: decay points as fractions of the run, ascending.
-        warmup: fraction of the run in which the rate rises linearly from 0; multiplies the schedule.
+        warmup: fraction of the run in which the rate rises linearly from 0; multiplies the
+            schedule.
         crop: pixels of padding for random crops; 0: no crops.
         padding: what is padded: zeros (black) or the image reflected.
         flip: mirrors half of the images.

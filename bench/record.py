@@ -73,9 +73,11 @@ class PhaseResult:
     density: float
 
 
-@dataclass(frozen=True, slots=True)
-class CurvePoint:
-    """Mean training loss since the last point; validation figures where the recipe keeps a split."""
+class CurvePoint(msgspec.Struct, frozen=True, array_like=True):
+    """Mean training loss since the last point; validation figures where there is a split.
+
+    Written as a JSON array: a record holds some 200 of them.
+    """
 
     step: int
     train_loss: float
@@ -102,7 +104,7 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Where a cell ran. `commit` is that of the harness; `dirty` says that files differed from it."""
+    """Where a cell ran. `commit` is the harness's; `dirty` says that files differed from it."""
 
     device: str
     threads: int
@@ -151,8 +153,8 @@ class Record:
 
 
 def encode(record: Record) -> bytes:
-    """JSON of a record, indented, keys in the order of the fields."""
-    return msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
+    """JSON of a record on one line, keys in the order of the fields."""
+    return msgspec.json.encode(record) + b"\n"
 
 
 def decode(text: bytes, where: str) -> Record:
@@ -166,7 +168,9 @@ def decode(text: bytes, where: str) -> Record:
         raw = msgspec.json.decode(text)
         schema = raw.get("schema") if isinstance(raw, dict) else None
         if schema != SCHEMA:
-            raise RecordError(f"{where}: schema {schema}, but this version reads {SCHEMA}. {advice}")
+            raise RecordError(
+                f"{where}: schema {schema}, but this version reads {SCHEMA}. {advice}"
+            )
         return msgspec.convert(raw, type=Record)
     except (msgspec.MsgspecError, SuiteError) as error:
         raise RecordError(f"{where}: damaged record ({error}). {advice}") from error

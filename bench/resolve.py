@@ -1,4 +1,4 @@
-"""From a suite to cells that will run: classes are imported and everything is checked before training."""
+"""From a suite to cells that will run: everything is checked before training."""
 
 from __future__ import annotations
 
@@ -82,9 +82,7 @@ def make_method(name: str, options: Mapping[str, Scalar], where: str) -> Sparsit
         raise SuiteError(f"{where}: {name}: {error}.") from error
 
 
-def make_model(
-    name: str, info: DatasetInfo, options: Mapping[str, Scalar], seed: int
-) -> nn.Module:
+def make_model(name: str, info: DatasetInfo, options: Mapping[str, Scalar], seed: int) -> nn.Module:
     """A freshly initialised network; the same for every method with the same seed.
 
     Raises:
@@ -118,8 +116,8 @@ def _cell(question: Question, suite: Suite, recipe: Recipe, arrays: Arrays) -> C
     examples = len(arrays.y_train) - recipe.validation
     if examples < recipe.batch:
         raise DataError(
-            f"{where}: {len(arrays.y_train)} training images less {recipe.validation} for validation "
-            f"do not fill one batch of {recipe.batch}."
+            f"{where}: {len(arrays.y_train)} training images less {recipe.validation} for "
+            f"validation do not fill one batch of {recipe.batch}."
         )
     budget = make_budget(question.budget, recipe, examples)
     density = None if question.sparsity is None else 1 - question.sparsity

@@ -1,4 +1,4 @@
-"""One seed of a cell, many streams: initial weights, data order, augmentation, method, noise. No torch."""
+"""One seed of a cell, many streams: weights, data order, method, noise. No torch."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""A folder of records, one file per cell, written by rename so that none is ever half there. No torch.
+"""A folder of records, one file per cell, written by rename: none is half there. No torch.
 
-    ROOT/SUITE/suite.json               the cells that the suite asks for
-    ROOT/SUITE/<slug>.json              a final record
-    ROOT/SUITE/attempts/<slug>-N.json   a failed try; the cell runs again next time
-    ROOT/SUITE/checkpoints/, weights/, locks/
+ROOT/SUITE/suite.json               the cells that the suite asks for
+ROOT/SUITE/<slug>.json              a final record
+ROOT/SUITE/attempts/<slug>-N.json   a failed try; the cell runs again next time
+ROOT/SUITE/checkpoints/, weights/, locks/
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ class Store:
         """
         path = self.folder / "suite.json"
         if not path.exists():
-            raise RecordError(f"{path}: no such file. Run the suite first: sparsebench run {self.suite}")
+            raise RecordError(
+                f"{path}: no such file. Run the suite first: sparsebench run {self.suite}"
+            )
         try:
             return msgspec.json.decode(path.read_bytes(), type=Manifest)
         except (msgspec.MsgspecError, SuiteError) as error:

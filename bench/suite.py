@@ -1,4 +1,4 @@
-"""A suite: a TOML file that names methods, models, sparsities and seeds, and the questions it makes. No torch."""
+"""A suite: a TOML file of methods, models, sparsities and seeds, and its questions. No torch."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def _check_seeds(seeds: list[int], where: str) -> None:
 
 
 def _model(entry: str | dict[str, Scalar], where: str) -> tuple[str, dict[str, Scalar]]:
-    options = {"name": entry} if isinstance(entry, str) else dict(entry)
+    options: dict[str, Scalar] = {"name": entry} if isinstance(entry, str) else dict(entry)
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise SuiteError(f"{where}: needs a name, such as {{ name = 'resnet20', shortcut = 'B' }}.")
@@ -227,9 +227,7 @@ def _sparsities(
     return sparsities
 
 
-def _budget(
-    common: BudgetTable, own: BudgetTable | None, place: str
-) -> tuple[BudgetSpec, float]:
+def _budget(common: BudgetTable, own: BudgetTable | None, place: str) -> tuple[BudgetSpec, float]:
     """A method's own length replaces the suite's; its own multiple likewise."""
     length = own if own and (own.epochs is not None or own.steps is not None) else common
     multiple = own.max_multiple if own and own.max_multiple is not None else common.max_multiple

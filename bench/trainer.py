@@ -15,8 +15,8 @@ from torch.nn import functional
 from bench.data import BatchStream, Data
 from bench.errors import Diverged
 from bench.evaluate import evaluate
-from bench.record import CurvePoint, PhaseResult
 from bench.recipes import Recipe
+from bench.record import CurvePoint, PhaseResult
 from bench.seeds import derive
 from methods.api import (
     Budget,
@@ -33,7 +33,7 @@ CURVE_POINTS = 200
 
 @dataclass
 class Cursor:
-    """Where a run stands, and what it has cost. With the tensors of the run, all that a resume needs.
+    """Where a run stands and what it cost. With the run's tensors, all that a resume needs.
 
     Attributes:
         phase: index in the plan; `step` counts within it.
@@ -64,7 +64,9 @@ class Snapshot:
     position: int
 
 
-def forward(model: nn.Module, method: SparsityMethod, state: TrainState, x: Tensor, y: Tensor) -> Tensor:
+def forward(
+    model: nn.Module, method: SparsityMethod, state: TrainState, x: Tensor, y: Tensor
+) -> Tensor:
     """() loss of one batch: the data term and the method's penalty. Compiles as one graph."""
     loss = functional.cross_entropy(model(x), y)
     penalty = method.penalty(state)
@@ -285,8 +287,8 @@ class Trainer:
         cursor.curve.append(
             CurvePoint(
                 cursor.total,
-                float(losses.mean()),
-                found.loss if found else None,
+                _rounded(float(losses.mean())),
+                _rounded(found.loss) if found else None,
                 found.top1 if found else None,
             )
         )
@@ -306,3 +308,8 @@ class Trainer:
         except ArithmeticError as error:
             raise Diverged(f"after step {self.cursor.total}: {error}") from error
         self.cursor.update_seconds += time.perf_counter() - started
+
+
+def _rounded(value: float) -> float:
+    """Six digits: a curve is looked at, and records are kept small."""
+    return float(f"{value:.6g}")

@@ -1,9 +1,9 @@
 """What a sparsity method is, and what the harness gives it.
 
-A method is a frozen dataclass of hyperparameters; everything that changes during a run is a tensor in
-`TrainState`. So a method can be hashed, printed and compared, and one generic function checkpoints
-every method. Hooks that run in every step see tensors only and may be captured in a CUDA graph;
-hooks between steps see the `Run` and may do anything.
+A method is a frozen dataclass of hyperparameters; everything that changes during a run is a tensor
+in `TrainState`. So a method can be hashed, printed and compared, and one generic function
+checkpoints every method. Hooks that run in every step see tensors only and may be captured in a
+CUDA graph; hooks between steps see the `Run` and may do anything.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def option(default: Any, interval: str) -> Any:
 
     Args:
         default: the paper's value.
-        interval: the values allowed, such as "(0, 1]" or "[1, inf)"; round brackets leave the end out.
+        interval: the values allowed, such as "(0, 1]" or "[1, inf)"; round brackets leave the end
+            out.
     """
     return field(default=default, metadata={"interval": interval})
 
@@ -69,7 +70,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Cadence:
-    """Mask updates at `start`, `start + every`, ... while below `stop` (None: to the phase's end)."""
+    """Mask updates at `start`, `start + every`, ... below `stop` (None: to the phase's end)."""
 
     every: int
     start: int = 0
@@ -142,9 +143,7 @@ class OptimizerSettings:
                 fused=True,
             )
         kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
-        return kind(
-            parameters, lr=lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
-        )
+        return kind(parameters, lr=lr, betas=self.betas, weight_decay=self.weight_decay, fused=True)
 
 
 @dataclass
@@ -204,15 +203,16 @@ class Run(Protocol):
         """Data term of the loss, differentiable; leaves buffers and random streams untouched."""
 
     def gradients(self, batches: int = 1, *, augmented: bool = True) -> Scores:
-        """Mean gradient of the data term over `batches` extra batches, for every weight, masked or not."""
+        """Mean gradient of the data term over extra batches, for every weight, masked or not."""
 
 
 @dataclass(frozen=True)
 class SparsityMethod:
     """Base of all methods. Every hook has a default; with all defaults it is dense training.
 
-    Subclasses are frozen dataclasses: fields are hyperparameters with the paper's values as defaults,
-    and with their range given by `option`. Every hook but `penalty` runs without gradient tracking.
+    Subclasses are frozen dataclasses: fields are hyperparameters with the paper's values as
+    defaults, and with their range given by `option`. Every hook but `penalty` runs without gradient
+    tracking.
 
     Attributes:
         paper: where the method is from.

@@ -21,16 +21,17 @@ class DPF(SparsityMethod):
 
     The network computes with masked weights, and the gradient found there updates all the dense
     weights (Eq. 2), so a pruned weight can return with the value that it has had since. Masks are
-    ranked anew every `every` steps to the end of training; their sparsity follows the cubic schedule,
-    one level an epoch, and reaches the target at the second learning-rate decay.
+    ranked anew every `every` steps to the end of training; their sparsity follows the cubic
+    schedule, one level an epoch, and reaches the target at the second learning-rate decay.
 
-    Differs from the paper: levels change at least 20 times, also where the ramp has fewer epochs. The
-    masks of the finished network are ranked once more, after the last step.
+    Differs from the paper: levels change at least 20 times, also where the ramp has fewer epochs.
+    The masks of the finished network are ranked once more, after the last step.
 
     Attributes:
         scope: ranks all layers together (paper), or each by its own count.
         every: steps between rankings (paper: p = 16).
-        end: fraction of the budget at which the ramp ends; None: the recipe's second decay, else 0.75.
+        end: fraction of the budget at which the ramp ends; None: the recipe's second decay, else
+            0.75.
     """
 
     paper: ClassVar[str] = "arXiv:2006.07253"
@@ -58,7 +59,7 @@ class DPF(SparsityMethod):
         write_masks(run.state, magnitudes(run.state), density, self.scope)
 
     def finish(self, run: Run) -> None:
-        """Ranks a last time, at the target, and writes the masked weights into the plain network."""
+        """Ranks a last time, at the target, and writes masked weights into the plain network."""
         assert run.density is not None
         write_masks(run.state, magnitudes(run.state), run.density, self.scope)
         bake(run.state.model)

@@ -23,8 +23,8 @@ from methods.schedules import spaced
 def drop_and_grow(state: TrainState, name: str, dropped: Tensor, grow_scores: Tensor) -> None:
     """Rewires one layer; its number of non-zeros does not change.
 
-    A grown weight starts at zero (see `GROWN`) without momentum. A weight that is dropped and chosen
-    again in the same update was never gone: it keeps its value and its momentum.
+    A grown weight starts at zero (see `GROWN`) without momentum. A weight that is dropped and
+    chosen again in the same update was never gone: it keeps its value and its momentum.
 
     Args:
         state: the layer's weight, mask and optimizer memory are written in place.
@@ -69,7 +69,7 @@ class DropGrow(MaskedMethod):
     drop_fraction: float = option(0.3, "[0, 1)")
 
     def plan(self, budget: Budget, density: float | None) -> tuple[Phase, ...]:
-        """One phase that begins with random masks; no update comes before the first `every` steps."""
+        """One phase that begins with random masks; the first update comes after `every` steps."""
         end = round(self.stop * budget.steps)
         every = spaced(self.every, end)
         updates = Cadence(every, every, end)

@@ -14,12 +14,13 @@ from methods.schedules import cubic_density, ramp
 class GradualMagnitude(MaskedMethod):
     """To prune, or not to prune (Zhu & Gupta, 2017, arXiv:1710.01878), Eq. 1.
 
-    Every `every` steps, prunes the smallest magnitudes to the cubic schedule's sparsity, which reaches
-    the target at the second learning-rate decay (Lin et al., 2020, call this incremental pruning).
+    Every `every` steps, prunes the smallest magnitudes to the cubic schedule's sparsity, which
+    reaches the target at the second learning-rate decay (Lin et al., 2020, call this incremental
+    pruning).
 
-    Differs from the paper: strictly monotone, a pruned weight is zero and stays so (the published code
-    freezes it and lets it return); layers are ranked together as in Lin et al. (`scope = "uniform"`
-    gives every layer the same sparsity, as in the paper).
+    Differs from the paper: strictly monotone, a pruned weight is zero and stays so (the published
+    code freezes it and lets it return); layers are ranked together as in Lin et al. (`scope =
+    "uniform"` gives every layer the same sparsity, as in the paper).
 
     Attributes:
         every: steps between prunes (paper: 100 to 1000); at most a twentieth of the ramp.

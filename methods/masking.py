@@ -12,7 +12,7 @@ from methods.allocation import Scope, allocate, keep_count
 from methods.api import Budget, Phase, Run, Scores, SparsityMethod, TrainState
 
 GROWN = 1e-12
-"""Value of a connection as it grows: zero to the network's arithmetic, but a non-zero to the counter.
+"""Value of a connection as it grows: zero to the arithmetic, a non-zero to the counter.
 
 A grown weight may never receive a gradient (a border pixel of MNIST is always 0). At exactly 0 the
 finished network would have fewer non-zeros than its masks; Bellec et al.'s code grows at 1e-12 too.
@@ -38,10 +38,15 @@ def topk_mask(scores: Tensor, keep: int) -> Tensor:
     if keep == flat.numel():
         return torch.ones_like(scores)
     threshold = kth_largest(flat, keep)
-    kept = flat > threshold
-    ties = flat == threshold
-    # Ties at the threshold fill the rest in the order of their index.
-    kept |= ties & (ties.cumsum(0) <= keep - kept.sum())
+    if flat.device.type == "cpu":
+        kept = flat >= threshold
+        surplus = int(kept.count_nonzero()) - keep
+        if surplus:
+            kept[(flat == threshold).nonzero()[-surplus:]] = False
+    else:  # the same without waiting for the device
+        kept = flat > threshold
+        ties = flat == threshold
+        kept |= ties & (ties.cumsum(0) <= keep - kept.sum())
     return kept.reshape(scores.shape).to(scores.dtype)
 
 
@@ -72,7 +77,7 @@ def write_masks(state: TrainState, scores: Scores, density: float, scope: Scope)
     if scope == "global":
         flat = torch.cat([scores[name].reshape(-1) for name in state.masks])
         new = topk_mask(flat, keep_count(flat.numel(), density))
-        parts = new.split([mask.numel() for mask in state.masks.values()])
+        parts = torch.split(new, [mask.numel() for mask in state.masks.values()])
         for mask, part in zip(state.masks.values(), parts, strict=True):
             mask.copy_(part.view(mask.shape))
     else:

@@ -17,8 +17,8 @@ class OneShotMagnitude(MaskedMethod):
     The dense run takes the whole budget; fine-tuning comes on top, as in Lin et al. (2020), so the
     budget multiple is 1 + `finetune`.
 
-    Differs from the paper: one prune instead of several, and all layers ranked together as in Lin et
-    al.; the paper finds a threshold per layer (`scope = "uniform"` prunes each layer alike). The
+    Differs from the paper: one prune instead of several, and all layers ranked together as in Lin
+    et al.; the paper finds a threshold per layer (`scope = "uniform"` prunes each layer alike). The
     optimizer starts anew for fine-tuning, whose learning rate falls along a cosine.
 
     Attributes:

@@ -18,8 +18,8 @@ class RigL(DropGrow):
     gradient. The dropped fraction falls along a cosine to 0 at `stop` (Eq. 1).
 
     Differs from the paper: the gradient is that of extra batches, which are counted in
-    `Record.extra_batches`; the paper gives up the step in which the masks change. There is no update
-    at step 0.
+    `Record.extra_batches`; the paper gives up the step in which the masks change. There is no
+    update at step 0.
 
     Attributes:
         every: steps between mask updates (paper: 100); at most a twentieth of `stop`.

@@ -18,8 +18,8 @@ class SNIP(PruneAtInit):
     uses the batch's statistics.
 
     Differs from the paper: biases are not pruned, and training goes on from the weights that were
-    scored (the published code draws new ones). The paper's normalisation by the scores' sum does not
-    change their order and is left out.
+    scored (the published code draws new ones). The paper's normalisation by the scores' sum does
+    not change their order and is left out.
 
     Attributes:
         batches: training batches that the gradient is averaged over (paper: 1); they are metered.

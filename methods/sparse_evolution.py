@@ -17,11 +17,11 @@ class SET(DropGrow):
 
     Every `every` steps, drops a fixed fraction of each layer's weights and grows as many at random.
 
-    Differs from the paper: by default the variant that Evci et al. (2020) compare with: the smallest
-    magnitudes are dropped whatever their sign, every 100 steps, until `stop`, on `erk` masks.
-    `per_sign = true` is the paper's rule. The paper's `er` masks have a fixed epsilon and a dense
-    output layer; here epsilon follows from the cell's sparsity. Grown weights start at zero (the
-    paper's code: small random values).
+    Differs from the paper: by default the variant that Evci et al. (2020) compare with: the
+    smallest magnitudes are dropped whatever their sign, every 100 steps, until `stop`, on `erk`
+    masks. `per_sign = true` is the paper's rule. The paper's `er` masks have a fixed epsilon and a
+    dense output layer; here epsilon follows from the cell's sparsity. Grown weights start at zero
+    (the paper's code: small random values).
 
     Attributes:
         per_sign: drop the fraction of the positive weights closest to zero and, apart from them, of

@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.counting import ACTIVATIONS, Totals, count_layers, count_totals
+from bench.counting import ACTIVATIONS, Totals, _product, count_layers, count_totals
 from models import create_model
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    # An unlucky draw has weights that are exactly zero.
+    torch.manual_seed(0)
 
 
 def totals_of(model: nn.Module, shape: tuple[int, ...]) -> Totals:
@@ -82,7 +89,7 @@ def test_dense_macs_are_half_of_the_flops_that_torch_counts(name, shape):
     assert 2 * totals_of(model, shape).dense_macs == flops.get_total_flops()
 
 
-def convolve(layer: nn.Conv2d, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+def convolve(layer: nn.Conv2d, x: Tensor) -> tuple[Tensor, int]:
     """A convolution by plain loops, and its multiplications by weights that are not zero."""
     (padding, _), (stride, _), (dilation, _) = layer.padding, layer.stride, layer.dilation
     x = functional.pad(x, (padding,) * 4)
@@ -100,7 +107,7 @@ def convolve(layer: nn.Conv2d, x: torch.Tensor) -> tuple[torch.Tensor, int]:
     return y, count
 
 
-def scatter(layer: nn.ConvTranspose2d, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+def scatter(layer: nn.ConvTranspose2d, x: Tensor) -> tuple[Tensor, int]:
     """A transposed convolution by plain loops: every input pixel spreads over its outputs."""
     (padding, _), (stride, _) = layer.padding, layer.stride
     inputs, outputs, *kernel = layer.weight.shape
@@ -116,7 +123,7 @@ def scatter(layer: nn.ConvTranspose2d, x: torch.Tensor) -> tuple[torch.Tensor, i
     return y[:, padding : height - padding, padding : width - padding], count
 
 
-def multiply(layer: nn.Linear, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+def multiply(layer: nn.Linear, x: Tensor) -> tuple[Tensor, int]:
     y, count = torch.zeros(layer.out_features), 0
     for o, i in itertools.product(range(layer.out_features), range(layer.in_features)):
         if weight := layer.weight[o, i].item():
@@ -159,7 +166,6 @@ def test_macs_equal_multiplications_by_nonzero_weights_in_plain_loops(kind):
 
 
 def test_macs_of_a_masked_network_are_the_sum_over_its_layers():
-    torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1),  # 8x8 positions
         nn.BatchNorm2d(4),
@@ -202,19 +208,63 @@ def test_linear_layer_counts_every_token():
     assert macs_of(layer, (5, 8)) == {"weight": (5 * 48, 5 * 40)}
 
 
-class Transposed(nn.Module):
-    """The weight stands on the left, and as a view."""
+class Apply(nn.Module):
+    """One weight of 4x6 with 4 non-zeros, and any function of it and the images."""
 
-    def __init__(self) -> None:
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
+        self.function = function
         self.weight = nn.Parameter(torch.eye(4, 6))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.weight.t() @ x[0]
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.weight, x)
 
 
-def test_view_of_a_weight_on_either_side_is_found():
-    assert macs_of(Transposed(), (4, 3)) == {"weight": (24 * 3, 4 * 3)}
+@pytest.mark.parametrize(
+    ("function", "shape", "uses"),
+    [
+        (lambda w, x: x @ w, (4,), 1),
+        (lambda w, x: w.t() @ x[0], (4, 3), 3),
+        (lambda w, x: w @ x[0], (6,), 1),
+        (lambda w, x: torch.addmv(x.new_zeros(4), w, x[0]), (6,), 1),
+        (lambda w, x: torch.addmm(x.new_zeros(4), x, w.t()), (6,), 1),
+        (lambda w, x: functional.linear(x, w), (5, 6), 5),
+        (lambda w, x: functional.conv1d(x, w[:, :, None]), (6, 7), 7),
+        (lambda w, x: x.new_zeros(3, 2, 6).baddbmm_(x[0], w.expand(3, 4, 6)), (3, 2, 4), 6),
+        (lambda w, x: torch.einsum("nhti,io->nhto", x, w), (3, 2, 4), 6),
+        (lambda w, x: w.t() @ torch.ones(4, 3) + x, (3,), 3),
+        (
+            lambda w, x: torch.ops.aten._convolution(
+                x, w[:, :, None], None, [1], [0], [1], False, [0], 1, False, False, True, True
+            ),
+            (6, 7),
+            7,
+        ),
+    ],
+    ids=[
+        *("mm", "view", "mv", "addmv", "addmm", "linear"),
+        *("conv", "baddbmm", "einsum", "constant", "traced conv"),
+    ],
+)
+def test_weight_counts_once_per_use_in_every_product(function, shape, uses):
+    expected = {"weight": (24 * uses, 4 * uses)}
+    assert macs_of(Apply(function), shape) == expected
+    # Inside of inference mode, PyTorch hands over whole layers instead of their parts.
+    inferred = Apply(torch.inference_mode()(function))
+    assert macs_of(inferred, shape) == expected
+
+
+def test_fixed_kernel_is_no_weight_but_is_multiplied():
+    sobel = torch.tensor([[[[1.0, 0, -1], [2, 0, -2], [1, 0, -1]]]])
+    model = Apply(lambda w, x: functional.conv2d(x, sobel))
+    assert macs_of(model, (1, 6, 6)) == {ACTIVATIONS: (9 * 16, 6 * 16)}
+
+
+def test_learned_query_is_no_weight_after_its_projection():
+    projection = torch.ones(6, 6)
+    model = Apply(lambda w, x: (w @ projection) @ x.transpose(1, 2))  # 4 queries, 5 keys
+    counted = macs_of(model, (5, 6))
+    assert counted == {"weight": (24 * 6, 4 * 6), ACTIVATIONS: (4 * 5 * 6, 4 * 5 * 6)}
 
 
 class Batched(nn.Module):
@@ -225,7 +275,7 @@ class Batched(nn.Module):
         self.experts = nn.Parameter(torch.ones(3, 4, 5))
         self.experts.data[1] = 0
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return torch.einsum("nti,eio->neto", x, self.experts)
 
 
@@ -238,7 +288,7 @@ class Twice(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 3, 3, padding=1, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.conv(self.conv(x)[:, :, ::2, ::2])
 
 
@@ -265,13 +315,12 @@ class Standardised(nn.Conv2d):
         self.mask = torch.ones(6, 4, 3, 3)
         self.mask[0] = 0
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         weight = self.gain * (self.weight - self.weight.mean()) / self.weight.std()
         return self._conv_forward(x, weight * self.mask, None)
 
 
 def test_computed_weight_counts_by_the_nonzeros_that_the_operation_used():
-    torch.manual_seed(0)
     model = Standardised()
     (line,) = count_layers(model, (4, 5, 5))
     assert line.name == "weight"
@@ -285,7 +334,7 @@ def test_parametrized_linear_counts_by_the_nonzeros_that_the_operation_used():
             super().__init__()
             self.register_buffer("mask", torch.eye(4))
 
-        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        def forward(self, weight: Tensor) -> Tensor:
             return weight * self.mask
 
     layer = nn.Linear(4, 4)
@@ -298,7 +347,7 @@ class Attention(nn.Module):
         super().__init__()
         self.kernel = kernel
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         query, key, value = x[:, :, :3], x, x
         if self.kernel is None:
             return functional.scaled_dot_product_attention(query, key, value)
@@ -314,10 +363,16 @@ def test_attention_counts_both_of_its_products(kernel):
     assert line.dense_macs == line.macs == 120 + 120
 
 
+def test_fused_attention_counts_values_wider_than_the_keys():
+    query, key, value = torch.ones(1, 2, 3, 4), torch.ones(1, 2, 5, 4), torch.ones(1, 2, 5, 7)
+    op = "_scaled_dot_product_efficient_attention"  # exists on GPUs only
+    assert _product(op, (query, key, value), None) == (2 * 3 * 5 * (4 + 7), [])
+
+
 def test_multihead_attention_is_not_hidden_by_its_fast_path():
     # 5 tokens of 8 dimensions, 2 heads of 4: 3 * 64 and 64 weights, products 2 * (5 * 5 * 8).
     class SelfAttention(nn.MultiheadAttention):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             return super().forward(x, x, x, need_weights=False)[0]
 
     model = SelfAttention(8, 2, batch_first=True)
@@ -353,6 +408,14 @@ def test_vision_transformer_agrees_with_a_count_by_hand():
     assert not {"pos_embed", "cls_token"} & counted.keys()
 
 
+def test_strided_trunk_convolution_is_no_shortcut():
+    # ConvNeXt calls the 2x2 convolutions between its stages `downsample`.
+    shape = (3, 32, 32)
+    model = create_model("timm:convnext_atto", shape)
+    assert any("downsample.1.weight" in name for name in macs_of(model, shape))
+    assert totals_of(model, shape).shortcut_weights == 0
+
+
 class Stateful(nn.Module):
     """Counts its calls in a buffer, also in evaluation mode."""
 
@@ -362,7 +425,7 @@ class Stateful(nn.Module):
         self.frozen = nn.BatchNorm2d(3).eval()
         self.register_buffer("calls", torch.zeros(()))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         return self.frozen(self.norm(x))
 
@@ -375,6 +438,33 @@ def test_modes_and_buffers_are_left_as_they_were():
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
     assert same == {name: buffer.data_ptr() for name, buffer in model.named_buffers()}
     assert [module.training for module in model.modules()] == [True, True, False]
+
+
+class Auxiliary(nn.Module):
+    """Has a second head in training, and a cache that is dropped when training begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.second = nn.Linear(4, 2), nn.Linear(4, 2)
+        self.cache: Tensor | None = None
+
+    def train(self, mode: bool = True) -> Auxiliary:
+        self.cache = None if mode else self.cache
+        super().train(mode)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return self.head(x) + self.second(x)
+        self.cache = self.head(x)
+        return self.cache
+
+
+def test_network_is_counted_in_evaluation_mode_and_told_when_it_ends():
+    model = Auxiliary()
+    assert macs_of(model, (4,)) == {"head.weight": (8, 8)}
+    assert model.training
+    assert model.cache is None
 
 
 def test_modes_are_restored_when_the_forward_fails():

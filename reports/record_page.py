@@ -1,0 +1,106 @@
+"""One record as markdown: what was asked, what was measured, where, and layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tabulate import tabulate
+
+from bench.record import Counts, Record
+
+
+def record_page(record: Record) -> str:
+    """Everything in a record but its curve, for people."""
+    facts = [*_asked(record), *_measured(record), *_where(record)]
+    parts = [
+        f"## {record.spec.slug}",
+        tabulate(facts, headers=("field", "value"), tablefmt="github", disable_numparse=True),
+    ]
+    if record.layers:
+        parts.append(_layers(record))
+    if record.traceback:
+        parts.append(record.traceback)
+    return "\n\n".join(parts)
+
+
+def _asked(record: Record) -> Iterator[tuple[str, str]]:
+    spec = record.spec
+    yield "suite, label", f"{record.suite}, {record.label}"
+    yield "method", _with_options(spec.method, spec.options)
+    yield "model", _with_options(spec.model, spec.model_options)
+    yield "data set", f"{spec.dataset} ({spec.data_hash})"
+    yield "recipe", f"{spec.recipe} ({spec.recipe_hash})"
+    budget = spec.budget
+    length = f"{budget.epochs:g} epochs" if budget.epochs is not None else f"{budget.steps} steps"
+    yield "budget", length
+    yield "sparsity asked", "set by a penalty" if spec.sparsity is None else f"{spec.sparsity:g}"
+    yield "prunable", spec.prunable
+    yield "seed", str(spec.seed)
+
+
+def _measured(record: Record) -> Iterator[tuple[str, str]]:
+    yield "status", f"{record.status}{': ' if record.reason else ''}{record.reason}"
+    if record.top1 is not None:
+        yield "top-1, last step, test set", f"{record.top1:.2f} %"
+    if record.top5 is not None:
+        yield "top-5", f"{record.top5:.2f} %"
+    if record.counts is not None:
+        yield from _counted(record.counts)
+    yield "steps", f"{record.steps:,}, and {record.extra_batches:,} extra batches"
+    yield "budget multiple", f"{record.multiple:.4f}"
+    yield (
+        "phases",
+        ", ".join(
+            f"{phase.name} ({phase.steps:,} steps, mask density {phase.density:.4g})"
+            for phase in record.phases
+        ),
+    )
+    times = record.times
+    yield "train seconds", f"{times.train_seconds:.1f}, mask updates {times.update_seconds:.2f}"
+    yield "evaluation seconds", f"{times.eval_seconds:.2f}"
+
+
+def _counted(counts: Counts) -> Iterator[tuple[str, str]]:
+    yield "parameters", f"{counts.nonzero:,} of {counts.parameters:,} are not zero"
+    target = "" if counts.target_nonzero is None else f", asked for {counts.target_nonzero:,}"
+    yield (
+        "prunable weights",
+        f"{counts.prunable_nonzero:,} of {counts.prunable:,} are not zero{target}",
+    )
+    yield "reached sparsity", f"{counts.reached_sparsity:.6f}"
+    if counts.idle:
+        yield "grown, but never trained", f"{counts.idle:,} weights"
+    yield "MACs", f"{counts.macs:,} of {counts.dense_macs:,}"
+    if counts.dead:
+        yield "emptied layers", ", ".join(counts.dead)
+
+
+def _where(record: Record) -> Iterator[tuple[str, str]]:
+    place = record.environment
+    yield "device", f"{place.device}, {place.threads} CPU threads, {place.platform}"
+    yield "versions", f"Python {place.python}, torch {place.torch}, sparsebench {place.sparsebench}"
+    yield "commit", f"{place.commit}{' with local changes' if place.dirty else ''}"
+    yield "peak memory", f"{place.peak_memory_bytes / 2**20:,.0f} MiB"
+    yield "started", record.times.started
+    yield "weights hash", record.weights_hash
+
+
+def _with_options(name: str, options: tuple[tuple[str, object], ...]) -> str:
+    return ", ".join([name, *(f"{option} = {value}" for option, value in options)])
+
+
+def _layers(record: Record) -> str:
+    rows = [
+        (
+            layer.name,
+            "x".join(map(str, layer.shape)),
+            f"{layer.nonzero:,}",
+            f"{layer.weights:,}",
+            f"{layer.nonzero / layer.weights:.4f}" if layer.weights else "",
+            f"{layer.macs:,}",
+            f"{layer.dense_macs:,}",
+        )
+        for layer in record.layers
+    ]
+    headers = ("layer", "shape", "non-zeros", "weights", "density", "MACs", "dense MACs")
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)

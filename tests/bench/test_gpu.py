@@ -1,0 +1,103 @@
+"""The same promises on a CUDA device: `tox run -e gpu`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import checkpoint
+from bench.data import to_device
+from bench.prunable import prunable_names
+from bench.recipes import Recipe
+from bench.resolve import load_arrays
+from bench.trainer import Trainer
+from methods import METHODS, get_method
+from methods.allocation import keep_count
+from methods.api import Budget
+from methods.masking import topk_mask
+from tests.tiny import tiny_model
+
+pytestmark = pytest.mark.gpu
+
+RECIPE = Recipe(title="", batch=32, lr=0.05, momentum=0.9, weight_decay=5e-4, crop=2, flip=True)
+
+
+def trainer_on_gpu(name: str) -> Trainer:
+    device = torch.device("cuda")
+    method = get_method(name)()
+    model = tiny_model("conv").to(device)
+    data = to_device(load_arrays("synthetic", Path()), RECIPE, device)
+    names = prunable_names(model, method, "all")
+    budget = Budget(24, 16, 512, ())
+    density = 1.0 if method.controls == "none" else 0.1
+    return Trainer(method, model, names, data, RECIPE, budget, density, seed=0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_count_is_exact_on_the_gpu(name: str) -> None:
+    trainer = trainer_on_gpu(name)
+    names = list(trainer.state.weights)
+    for _ in trainer.run():
+        pass
+    weights = [trainer.state.model.get_parameter(weight) for weight in names]
+    total = sum(weight.numel() for weight in weights)
+    target = keep_count(total, trainer.density or 1.0)
+    assert sum(int(weight.count_nonzero()) for weight in weights) == target
+    assert all(weight.is_cuda for weight in weights)
+
+
+def test_a_mask_on_the_gpu_is_that_of_the_cpu() -> None:
+    scores = torch.randint(0, 50, (10_000,), generator=torch.Generator().manual_seed(0)).float()
+    for keep in (0, 1, 777, 9_999, 10_000):
+        on_gpu = topk_mask(scores.cuda(), keep).cpu()
+        assert torch.equal(on_gpu, topk_mask(scores, keep))
+
+
+def test_batches_on_the_gpu_are_those_of_the_cpu() -> None:
+    on_gpu = trainer_on_gpu("dense").stream.batch(17)
+    data = to_device(load_arrays("synthetic", Path()), RECIPE, torch.device("cpu"))
+    model = tiny_model("conv")
+    method = get_method("dense")()
+    names = prunable_names(model, method, "all")
+    on_cpu = Trainer(
+        method, model, names, data, RECIPE, Budget(24, 16, 512), 1.0, seed=0
+    ).stream.batch(17)
+    torch.testing.assert_close(on_gpu[0].cpu(), on_cpu[0])
+    assert torch.equal(on_gpu[1].cpu(), on_cpu[1])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_hooks_of_every_step_do_not_wait_for_the_gpu(name: str) -> None:
+    trainer = trainer_on_gpu(name)
+    steps = trainer.run()
+    next(steps)
+    state, method = trainer.state, trainer.method
+    images, labels = trainer.stream.batch(0)
+    torch.nn.functional.cross_entropy(state.model(images), labels).backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.no_grad():
+            method.edit_gradients(state)
+            state.optimizer.step()
+            method.project(state)
+        method.penalty(state)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_run_on_the_gpu_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    first = trainer_on_gpu("rigl")
+    for done in first.run():
+        if done == 10:
+            checkpoint.write(first, tmp_path / "run", "key")
+            break
+    again = trainer_on_gpu("rigl")
+    checkpoint.read(again, tmp_path / "run", "key")
+    assert again.cursor.total == 10
+    for name, mask in first.state.masks.items():
+        assert torch.equal(mask, again.state.masks[name])
+    for _ in again.run():
+        pass
+    assert again.cursor.total == 24

@@ -1,0 +1,226 @@
+"""Small real runs and hand-written ones, for the tests of methods and harness.
+
+`tiny_trainer("rigl", density=0.1)` is the real `Trainer` on the `synthetic` data with a network of
+a few thousand weights; a run of 24 steps takes about 0.1 s. `train(trainer)` runs it to its end,
+`steps_of(trainer)` yields after each step so that a test can look at the state in between.
+
+`hand_state({"w": [0.5, -0.1]})` is a `TrainState` whose tensors are written in the test, and
+`FakeRun(state, ...)` is the smallest `methods.api.Run` around it: its gradients are what the test
+says.
+
+Import as `from tests.tiny import tiny_trainer, ...`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.data import Data, to_device
+from bench.prunable import prunable_names
+from bench.recipes import Recipe
+from bench.resolve import load_arrays
+from bench.seeds import derive
+from bench.trainer import Trainer
+from methods import get_method
+from methods.api import Budget, Phase, Scores, SparsityMethod, TrainState
+
+TINY_RECIPE = Recipe(
+    title="tiny: 16 steps an epoch, drops at 50 % and 75 %",
+    batch=32,
+    lr=0.05,
+    momentum=0.9,
+    nesterov=True,
+    weight_decay=5e-4,
+    drops=(0.5, 0.75),
+)
+"""Momentum and weight decay are on: a method that leaves pruned weights to them is found out."""
+
+STEPS_PER_EPOCH = 16
+"""512 synthetic images in batches of 32."""
+
+
+class TinyMLP(nn.Module):
+    """768-16-8-4 on flattened images: 12,448 weights in three layers, and biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(3 * 16 * 16, 16)
+        self.fc2 = nn.Linear(16, 8)
+        self.classifier = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.fc1(x.flatten(1)))
+        return self.classifier(torch.relu(self.fc2(x)))
+
+
+class TinyConv(nn.Module):
+    """Two 3x3 convolutions with BatchNorm and a classifier: 216 + 1,152 + 64 = 1,432 weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(16)
+        self.classifier = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm1(self.conv1(x)))
+        x = torch.relu(self.norm2(self.conv2(x)))
+        return self.classifier(x.mean((2, 3)))
+
+
+MODELS: dict[str, type[nn.Module]] = {"mlp": TinyMLP, "conv": TinyConv}
+
+
+def tiny_model(name: str = "mlp", seed: int = 0) -> nn.Module:
+    """A tiny network, its initial weights fixed by the seed; channels last, as in a real cell."""
+    torch.manual_seed(derive(seed, "init"))
+    return MODELS[name]().to(memory_format=torch.channels_last)
+
+
+@functools.lru_cache(maxsize=8)
+def tiny_data(recipe: Recipe = TINY_RECIPE) -> Data:
+    """The `synthetic` data on the CPU."""
+    return to_device(load_arrays("synthetic", Path()), recipe, torch.device("cpu"))
+
+
+def tiny_trainer(
+    method: str | SparsityMethod,
+    *,
+    density: float | None = 0.1,
+    model: str = "mlp",
+    steps: int = 24,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    prunable: str = "all",
+) -> Trainer:
+    """A real trainer that has not begun.
+
+    Args:
+        method: a name of `methods.METHODS` with its defaults, or an instance with options.
+        density: the target; ignored by methods that take none, such as `dense`.
+        model: `mlp` or `conv` (with BatchNorm).
+        steps: length of the budget; an epoch has 16 steps under the default recipe.
+        seed: of the initial weights, the data order and the method's choices.
+        recipe: how it is trained; None: `TINY_RECIPE`.
+        prunable: preset of `bench.prunable`.
+    """
+    chosen = get_method(method)() if isinstance(method, str) else method
+    recipe = recipe or TINY_RECIPE
+    data = tiny_data(recipe)
+    network = tiny_model(model, seed)
+    size = len(data.train)
+    return Trainer(
+        chosen,
+        network,
+        prunable_names(network, chosen, prunable),
+        data,
+        recipe,
+        Budget(steps, size // recipe.batch, size, recipe.drops),
+        density if chosen.controls in ("density", "filters") else None,
+        seed,
+    )
+
+
+def steps_of(trainer: Trainer) -> Iterator[int]:
+    """Trains; yields the number of steps done after each."""
+    yield from trainer.run()
+
+
+def train(trainer: Trainer) -> Trainer:
+    """Trains to the end, `finish` included."""
+    for _ in trainer.run():
+        pass
+    return trainer
+
+
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies that later steps do not write, such as `copied(trainer.state.masks)`."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def nonzero(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Non-zeros of each tensor."""
+    return {name: int(tensor.count_nonzero()) for name, tensor in tensors.items()}
+
+
+Values = Tensor | Sequence[Any]
+
+
+def hand_state(
+    weights: Mapping[str, Values],
+    masks: Mapping[str, Values] | None = None,
+    momentum: Mapping[str, Values] | None = None,
+    *,
+    channels_last: bool = False,
+) -> TrainState:
+    """A state with tensors written by hand.
+
+    Args:
+        weights: name -> values; nested lists or tensors, any shape.
+        masks: likewise; None: all ones.
+        momentum: SGD's momentum buffers, likewise; None: the optimizer has no state yet, as before
+            the first step.
+        channels_last: memory layout of the 4-d tensors.
+    """
+
+    def tensor(values: Values) -> Tensor:
+        made = torch.as_tensor(values, dtype=torch.float32).clone()
+        if channels_last and made.ndim == 4:
+            made = made.to(memory_format=torch.channels_last)
+        return made
+
+    parameters = {name: nn.Parameter(tensor(values)) for name, values in weights.items()}
+    optimizer = torch.optim.SGD(list(parameters.values()), lr=0.1, momentum=0.9)
+    for name, values in (momentum or {}).items():
+        optimizer.state[parameters[name]]["momentum_buffer"] = tensor(values)
+    made = {
+        name: torch.ones_like(parameter.detach()) if masks is None else tensor(masks[name])
+        for name, parameter in parameters.items()
+    }
+    # A module that holds the parameters; names with dots cannot be registered as they are.
+    model = nn.ParameterList(parameters.values())
+    return TrainState(model, parameters, made, optimizer, torch.tensor(0.1), torch.zeros(()))
+
+
+def momentum_of(state: TrainState, name: str) -> Tensor:
+    """SGD's momentum buffer of a weight."""
+    buffer: Tensor = state.optimizer.state[state.weights[name]]["momentum_buffer"]
+    return buffer
+
+
+@dataclass
+class FakeRun:
+    """The least that implements `methods.api.Run`, with every value set by the test.
+
+    Attributes:
+        dense_gradients: what `gradients` returns.
+        asked: the arguments of each call of `gradients`: (batches, augmented).
+    """
+
+    state: TrainState
+    budget: Budget = Budget(1000, 100, 3200, (0.5, 0.75))  # noqa: RUF009  frozen
+    density: float | None = 0.1
+    phase: Phase = Phase("train", 1000)  # noqa: RUF009  frozen
+    step: int = 0
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+    dense_gradients: Scores = field(default_factory=dict)
+    asked: list[tuple[int, bool]] = field(default_factory=list)
+
+    def batches(self, count: int, *, augmented: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
+        raise NotImplementedError("a FakeRun has no data; use tiny_trainer")
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        raise NotImplementedError("a FakeRun has no network; use tiny_trainer")
+
+    def gradients(self, batches: int = 1, *, augmented: bool = True) -> Scores:
+        self.asked.append((batches, augmented))
+        return self.dense_gradients
