@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def write(trainer: Trainer, path: Path, key: str) -> None:
         "snapshots": json.dumps({n: s.position for n, s in trainer.snapshots.items()}),
     }
     # safetensors refuses shared storage, and keeps no memory format.
-    plain = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    header["digest"] = tensor_hash(plain)
     write_atomically(path, save(plain, metadata=header))
 
 
@@ -68,6 +70,8 @@ def read(trainer: Trainer, path: Path, key: str) -> None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header.get("format") != FORMAT or header.get("key") != key:
             raise CheckpointError(f"{path}: not a checkpoint of cell {key}.")
+        if header.get("digest") != tensor_hash(tensors):
+            raise CheckpointError(f"{path}: damaged checkpoint (its content changed).")
         _restore(trainer, header, tensors)
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: damaged checkpoint ({error}).") from error
@@ -106,6 +110,15 @@ def _restore(trainer: Trainer, header: dict[str, str], tensors: dict[str, Tensor
     if "rng/cuda" in tensors:
         torch.cuda.set_rng_state(tensors["rng/cuda"], device)
     trainer.cursor = msgspec.json.decode(header["cursor"], type=Cursor)
+
+
+def tensor_hash(tensors: dict[str, Tensor]) -> str:
+    """32 hex digits of names and bytes of tensors on the CPU, whatever the order of names."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

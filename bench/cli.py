@@ -249,6 +249,9 @@ def check(
     suite: Annotated[str, typer.Argument(help="A suite with records.")],
     against: Annotated[Path, typer.Option("--baseline", help="File that `baseline` wrote.")],
     records: Records = Path("records"),
+    floor: Annotated[
+        float, typer.Option(min=0, help="Points of accuracy that may always be lost.")
+    ] = 0.5,
 ) -> None:
     """Compare a suite's records with a baseline.
 
@@ -260,7 +263,7 @@ def check(
         text = against.read_bytes()
     except OSError as error:
         raise RecordError(f"{against}: cannot read the baseline: {error.strerror}.") from error
-    outcome = regress.check(records, suite, text, where=str(against))
+    outcome = regress.check(records, suite, text, str(against), floor)
     print(outcome.table)
     raise typer.Exit(outcome.exit_code)
 
@@ -329,7 +332,9 @@ def _chosen(resolved: Plan, only: str | None) -> list[Cell]:
     chosen = [
         cell
         for cell in cells
-        if fnmatch.fnmatchcase(cell.label, only) or fnmatch.fnmatchcase(cell.spec.slug, only)
+        # A label such as `rigl[every=10]` is meant as it stands, not as a pattern.
+        if only == cell.label
+        or any(fnmatch.fnmatchcase(n, only) for n in (cell.label, cell.spec.slug))
     ]
     if not chosen:
         labels = ", ".join(dict.fromkeys(cell.label for cell in cells))
@@ -343,7 +348,7 @@ def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name)
+        float(torch.zeros(1, device=name))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--device {name}: cannot be used here ({reason}).") from error

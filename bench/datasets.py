@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import tempfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +119,9 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
             if missing:
                 raise DataError(f"{path}: has no {', '.join(missing)}. {advice}")
             return {array: file[array] for array in ARRAYS}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except DataError:
+        raise
+    except Exception as error:  # a damaged archive can raise nearly anything
         raise DataError(f"{path}: damaged or not an .npz file ({error}). {advice}") from error
 
 
@@ -131,18 +132,20 @@ def _checked(info: DatasetInfo, where: str, arrays: dict[str, NDArray[Any]]) -> 
     parts: dict[str, NDArray[Any]] = {}
     for split in ("train", "test"):
         x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
-        expected = (len(y), height, width, channels)
         if x.ndim == 3:
             x = x[..., None]
-        if x.dtype != np.uint8 or x.shape != expected or y.ndim != 1 or len(y) == 0:
+        expected = (y.size, height, width, channels)
+        if x.dtype != np.uint8 or x.shape != expected or y.ndim != 1 or y.size == 0:
             raise DataError(
                 f"{where}: x_{split} is {x.dtype} {x.shape} and y_{split} {y.shape}; expected "
                 f"uint8 (N, {height}, {width}, {channels}) and (N,) with the same N above 0."
             )
-        if not np.issubdtype(y.dtype, np.integer) or y.min() < 0 or y.max() >= info.classes:
+        whole = np.issubdtype(y.dtype, np.integer)
+        if not whole or y.min() < 0 or y.max() >= info.classes:
+            found = f"from {y.min()} to {y.max()}" if whole else f"of type {y.dtype}"
             raise DataError(
-                f"{where}: y_{split} holds {y.dtype} labels from {y.min()} to {y.max()}; expected "
-                f"integers from 0 to {info.classes - 1}."
+                f"{where}: y_{split} holds labels {found}; expected integers from 0 to "
+                f"{info.classes - 1}."
             )
         parts[f"x_{split}"] = np.ascontiguousarray(x)
         parts[f"y_{split}"] = np.ascontiguousarray(y, dtype=np.int64)
@@ -172,6 +175,7 @@ def _download(name: str, info: DatasetInfo, path: Path) -> None:
             buffer = io.BytesIO()
             np.savez(buffer, **arrays)  # type: ignore[arg-type]
             write_atomically(path, buffer.getvalue())
+        path.with_suffix(".lock").unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise DataError(

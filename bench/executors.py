@@ -85,7 +85,9 @@ class _Queue:
         task, _ = self.taken[event.key]
         self.store.put(event.record)
         if event.record.status in FINAL:
-            task.checkpoint.unlink(missing_ok=True)
+            # A process killed while it wrote leaves its temporary file behind.
+            for left in task.checkpoint.parent.glob(f"*{task.checkpoint.name}*"):
+                left.unlink(missing_ok=True)
         self.release(event.key)
 
     def release(self, key: str) -> None:

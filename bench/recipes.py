@@ -64,6 +64,7 @@ class Recipe:
             f"batch = {self.batch}: must be at least 1": self.batch >= 1,
             f"lr = {self.lr}: must be above 0 and finite": 0 < self.lr < math.inf,
             f"momentum = {self.momentum}: must lie in [0, 1)": 0 <= self.momentum < 1,
+            f"betas = {list(self.betas)}: must lie in [0, 1)": all(0 <= b < 1 for b in self.betas),
             "nesterov = true needs a momentum above 0": not self.nesterov or self.momentum > 0,
             f"weight_decay = {self.weight_decay}: must be at least 0": self.weight_decay >= 0,
             f"drops = {list(self.drops)}: must ascend inside (0, 1)": list(self.drops)

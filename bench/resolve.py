@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,14 @@ from bench.recipes import Recipe
 from bench.seeds import derive
 from bench.spec import BudgetSpec, CellSpec, Options, Scalar
 from bench.store import Cell, Manifest
-from bench.suite import Question, Suite
+from bench.suite import MethodTable, Question, Suite
 from methods import get_method
 from methods.allocation import keep_count
 from methods.api import Budget, SparsityMethod
 from models import create_model, is_known, model_options, names_like
+
+MAX_STEPS = 1e12
+"""More is a slip of the pen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,9 @@ def resolve(suite: Suite, data: Path) -> Plan:
         raise UnknownName(f"{suite.where}: prunable", "preset", suite.prunable, PRESETS)
     recipe = recipes.load(suite.recipe, f"{suite.where}: recipe", suite.folder)
     arrays = load_arrays(suite.dataset, data)
+    _check_crop(recipe, arrays.info, suite)
     cells = tuple(_cell(question, suite, recipe, arrays) for question in suite.questions)
+    _check_different(cells, suite)
     return Plan(Manifest(suite.name, suite.title, cells), suite.dataset, recipe, data)
 
 
@@ -75,7 +81,8 @@ def make_method(name: str, options: Mapping[str, Scalar], where: str) -> Sparsit
     allowed = {field.name for field in dataclasses.fields(kind)}
     for option in options:
         if option not in allowed:
-            raise UnknownName(where, f"option of {name}", option, allowed)
+            known = allowed | set(MethodTable.__struct_fields__)
+            raise UnknownName(where, f"option of {name}", option, known)
     try:
         return msgspec.convert(dict(options), type=kind)
     except (msgspec.ValidationError, ValueError) as error:
@@ -104,10 +111,33 @@ def make_budget(spec: BudgetSpec, recipe: Recipe, examples: int) -> Budget:
         SuiteError: less than one step.
     """
     per_epoch = examples // recipe.batch
-    steps = spec.steps if spec.steps is not None else round((spec.epochs or 0) * per_epoch)
-    if steps < 1:
-        raise SuiteError(f"budget: {spec.epochs} epochs of {per_epoch} steps are not one step.")
+    length = spec.steps if spec.steps is not None else (spec.epochs or 0) * per_epoch
+    if not 0.5 < length < MAX_STEPS:
+        raise SuiteError(f"budget: {length:g} steps; allowed: from 1 to {MAX_STEPS:g}.")
+    steps = max(1, round(length))
     return Budget(steps, per_epoch, examples, recipe.drops)
+
+
+def _check_crop(recipe: Recipe, info: DatasetInfo, suite: Suite) -> None:
+    _, height, width = info.shape
+    if recipe.padding == "reflect" and recipe.crop >= min(height, width):
+        raise SuiteError(
+            f"{suite.where}: recipe {suite.recipe}: crop = {recipe.crop} cannot reflect images of "
+            f"{height}x{width}; it must be below {min(height, width)}."
+        )
+
+
+def _check_different(cells: Iterable[Cell], suite: Suite) -> None:
+    """Two rows that ask the same would be one record."""
+    seen: dict[str, str] = {}
+    for cell in cells:
+        key = cell.spec.key
+        if key in seen:
+            raise SuiteError(
+                f"{suite.where}: {seen[key]} and {cell.label} ask the same question "
+                f"({cell.spec.slug}); options at their default make no difference."
+            )
+        seen[key] = cell.label
 
 
 def _cell(question: Question, suite: Suite, recipe: Recipe, arrays: Arrays) -> Cell:
@@ -119,7 +149,10 @@ def _cell(question: Question, suite: Suite, recipe: Recipe, arrays: Arrays) -> C
             f"{where}: {len(arrays.y_train)} training images less {recipe.validation} for "
             f"validation do not fill one batch of {recipe.batch}."
         )
-    budget = make_budget(question.budget, recipe, examples)
+    try:
+        budget = make_budget(question.budget, recipe, examples)
+    except SuiteError as error:
+        raise SuiteError(f"{where}: {error}") from error
     density = None if question.sparsity is None else 1 - question.sparsity
     try:
         plan = method.plan(budget, density)
@@ -131,7 +164,7 @@ def _cell(question: Question, suite: Suite, recipe: Recipe, arrays: Arrays) -> C
         raise BudgetExceeded(
             f"{where}: {question.method} plans {steps} steps, but the budget allows "
             f"{question.max_multiple:g} x {budget.steps}. Set budget.max_multiple to at least "
-            f"{multiple:.4g}."
+            f"{math.ceil(1000 * multiple) / 1000:g}."
         )
     _check_prunable(question, suite, method, arrays.info, density)
     spec = CellSpec(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 import traceback
@@ -238,7 +237,7 @@ class _Attempt:
             test_loss=found.loss,
             counts=counts,
             layers=layers,
-            weights_hash=_hash(tensors),
+            weights_hash=checkpoint.tensor_hash(tensors),
         )
 
     def record(self, status: Status, reason: str, **measured: Any) -> Record:
@@ -302,11 +301,3 @@ def _structure(model: nn.Module) -> tuple[dict[str, str], dict[str, tuple[int, .
     """Module types and tensor shapes by name; what a method may not change."""
     modules = {name: type(module).__qualname__ for name, module in model.named_modules()}
     return modules, {name: tuple(value.shape) for name, value in model.state_dict().items()}
-
-
-def _hash(tensors: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.hexdigest()

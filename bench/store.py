@@ -8,6 +8,7 @@ ROOT/SUITE/checkpoints/, weights/, locks/
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -103,8 +104,8 @@ class Store:
         path = self.path(record.spec)
         if record.status not in FINAL:
             folder = self.folder / "attempts"
-            tries = len(list(folder.glob(f"{record.spec.slug}-*.json")))
-            path = folder / f"{record.spec.slug}-{tries + 1}.json"
+            names = (folder / f"{record.spec.slug}-{n}.json" for n in itertools.count(1))
+            path = next(name for name in names if not name.exists())
         if path.exists():
             raise RecordError(f"{path}: this cell has a record already; records are never edited.")
         write_atomically(path, encode(record))
@@ -164,16 +165,17 @@ def suites(root: Path) -> list[str]:
 
 
 def find(root: Path, text: str) -> Path:
-    """The one record whose file name contains `text` (a key, or part of one, or a slug).
+    """The one record whose `SUITE/slug` contains `text`: a key, part of one, or a file name.
 
     Raises:
         UnknownName: there is none, or more than one.
     """
     paths = [path for path in sorted(root.glob("*/*.json")) if path.name != "suite.json"]
-    found = [path for path in paths if text in path.stem]
-    exact = [path for path in found if path.stem == text or path.stem.endswith(f"-{text}")]
-    found = exact if len(exact) == 1 else found
+    names = {f"{path.parent.name}/{path.stem}": path for path in paths}
+    wanted = text.removesuffix(".json")
+    found = [path for name, path in names.items() if wanted in name]
     if len(found) != 1:
         kind = "cell" if not found else f"single cell ({len(found)} match)"
-        raise UnknownName(str(root), kind, text, [path.stem for path in (found or paths)[:10]])
+        offered = [name for name, path in names.items() if not found or path in found]
+        raise UnknownName(str(root), kind, text, offered[:10])
     return found[0]

@@ -36,7 +36,7 @@ class SuiteFile(msgspec.Struct, forbid_unknown_fields=True):
     recipe: str
     models: list[str | dict[str, Scalar]]
     budget: BudgetTable
-    methods: dict[str, dict[str, Any]]
+    methods: dict[str, Any]
     title: str = ""
     sparsities: list[float] = []
     seeds: list[int] = msgspec.field(default_factory=lambda: [0])
@@ -121,6 +121,8 @@ def load(name: str) -> Suite:
         raise SuiteError(f"{path}: not a TOML file ({error}).") from error
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", path.stem):
         raise SuiteError(f"{path}: name the file with letters, digits, '.', '_' and '-' only.")
+    if isinstance(raw.get("budget"), dict):
+        _convert(raw["budget"], BudgetTable, f"{where}: budget")
     file = _convert(raw, SuiteFile, where)
     if file.dataset not in DATASETS:
         raise UnknownName(f"{where}: dataset", "data set", file.dataset, DATASETS)
@@ -156,6 +158,10 @@ def _questions(file: SuiteFile, where: str) -> Iterator[Question]:
     seen: set[tuple[object, ...]] = set()
     for label, table in file.methods.items():
         place = f"{where}: methods.{label}"
+        if not isinstance(table, dict):
+            raise SuiteError(f"{place}: found {table!r}; give a table: [methods.{label}]")
+        if isinstance(table.get("budget"), dict):
+            _convert(table["budget"], BudgetTable, f"{place}.budget")
         own = {key: value for key, value in table.items() if key in MethodTable.__struct_fields__}
         settings: MethodTable = _convert(own, MethodTable, place)
         method = settings.method or label

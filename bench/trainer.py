@@ -287,7 +287,7 @@ class Trainer:
         cursor.curve.append(
             CurvePoint(
                 cursor.total,
-                _rounded(float(losses.mean())),
+                _rounded(float(losses.double().mean())),
                 _rounded(found.loss) if found else None,
                 found.top1 if found else None,
             )
