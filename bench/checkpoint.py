@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
@@ -14,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bench.errors import CheckpointError
+from bench.spec import content_hash
 from bench.store import write_atomically
 from bench.trainer import Cursor, Snapshot, Trainer
 
@@ -48,12 +48,14 @@ def write(trainer: Trainer, path: Path, key: str) -> None:
         "format": FORMAT,
         "key": key,
         "cursor": msgspec.json.encode(trainer.cursor).decode(),
-        "scalars": json.dumps(_optimizer_scalars(trainer)),
-        "snapshots": json.dumps({n: s.position for n, s in trainer.snapshots.items()}),
+        "numbers": json.dumps(trainer.optimizer_numbers()),
+        "snapshots": json.dumps({n: [s.position, s.numbers] for n, s in trainer.snapshots.items()}),
+        # Tensors come back sorted by name; loops over slots draw random numbers in their order.
+        "slots": json.dumps({slot: list(values) for slot, values in state.slots.items()}),
     }
     # safetensors refuses shared storage, and keeps no memory format.
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    header["digest"] = tensor_hash(plain)
+    header["digest"] = _digest(header, plain)
     write_atomically(path, save(plain, metadata=header))
 
 
@@ -70,7 +72,7 @@ def read(trainer: Trainer, path: Path, key: str) -> None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header.get("format") != FORMAT or header.get("key") != key:
             raise CheckpointError(f"{path}: not a checkpoint of cell {key}.")
-        if header.get("digest") != tensor_hash(tensors):
+        if header.pop("digest", "") != _digest(header, tensors):
             raise CheckpointError(f"{path}: damaged checkpoint (its content changed).")
         _restore(trainer, header, tensors)
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
@@ -85,24 +87,20 @@ def _restore(trainer: Trainer, header: dict[str, str], tensors: dict[str, Tensor
     for name, mask in state.masks.items():
         mask.copy_(groups["mask"][name])
     trainer.losses.copy_(tensors["losses"])
-    for slot, values in groups.items():
-        if slot.startswith("slot/"):
-            state.slots[slot.removeprefix("slot/")] = {n: v.to(device) for n, v in values.items()}
+    for slot, names in json.loads(header["slots"]).items():
+        values = groups.get(f"slot/{slot}", {})
+        state.slots[slot] = {n: _like(values[n], state.weights.get(n), device) for n in names}
     optimized = trainer.optimized()
-    scalars: dict[str, Any] = json.loads(header["scalars"])
-    for name, value in (groups.get("optimizer", {}) | scalars).items():
-        index, _, buffer = name.partition(".")
-        parameter = optimized[int(index)]
-        if isinstance(value, Tensor) and value.shape == parameter.shape:
-            # Memory format decides the order of sums, so it must be the parameter's.
-            value = torch.empty_like(parameter).copy_(value)
-        elif isinstance(value, Tensor):
-            value = value.to(device)
-        state.optimizer.state[parameter][buffer] = value
-    for name, position in json.loads(header["snapshots"]).items():
+    for name, value in groups.get("optimizer", {}).items():
+        owner = optimized[int(name.partition(".")[0])]
+        trainer.set_optimizer_entry(name, _like(value, owner, device))
+    for name, number in json.loads(header["numbers"]).items():
+        trainer.set_optimizer_entry(name, number)
+    for name, (position, numbers) in json.loads(header["snapshots"]).items():
         trainer.snapshots[name] = Snapshot(
             {n: v.to(device) for n, v in groups[f"snapshot/{name}/model"].items()},
             {n: v.to(device) for n, v in groups.get(f"snapshot/{name}/optimizer", {}).items()},
+            numbers,
             position,
         )
     trainer.generator.set_state(tensors["rng/method"])
@@ -112,6 +110,10 @@ def _restore(trainer: Trainer, header: dict[str, str], tensors: dict[str, Tensor
     trainer.cursor = msgspec.json.decode(header["cursor"], type=Cursor)
 
 
+def _digest(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    return tensor_hash(tensors) + content_hash(header)
+
+
 def tensor_hash(tensors: dict[str, Tensor]) -> str:
     """32 hex digits of names and bytes of tensors on the CPU, whatever the order of names."""
     digest = hashlib.blake2b(digest_size=16)
@@ -119,6 +121,13 @@ def tensor_hash(tensors: dict[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _like(value: Tensor, owner: Tensor | None, device: torch.device) -> Tensor:
+    """A tensor in its owner's memory format, where it has its shape: the format orders sums."""
+    if owner is None or owner.shape != value.shape:
+        return value.to(device)
+    return torch.empty_like(owner, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -132,13 +141,3 @@ def _grouped(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         if separator:
             groups.setdefault(group, {})[rest] = value
     return groups
-
-
-def _optimizer_scalars(trainer: Trainer) -> dict[str, Any]:
-    """Plain numbers that some optimizers keep beside their tensors."""
-    return {
-        f"{index}.{key}": value
-        for index, parameter in enumerate(trainer.optimized())
-        for key, value in trainer.state.optimizer.state.get(parameter, {}).items()
-        if isinstance(value, int | float | bool)
-    }

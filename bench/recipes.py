@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from bench.errors import SuiteError, UnknownName
-from bench.spec import content_hash
+from bench.spec import content_hash, without_defaults
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -81,13 +81,7 @@ class Recipe:
     @property
     def hash(self) -> str:
         """Content of the recipe without its title; fields at their default are left out."""
-        return content_hash(
-            {
-                field.name: getattr(self, field.name)
-                for field in dataclasses.fields(self)
-                if field.name != "title" and getattr(self, field.name) != field.default
-            }
-        )
+        return content_hash(without_defaults(self, but="title"))
 
     def lr_at(self, fraction: float) -> float:
         """Learning rate when `fraction` of the run is done."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -78,13 +79,8 @@ class CellSpec:
         So a later version may add a field with a neutral default and keep every key. The names
         of the data set and of the recipe do not enter: their contents do.
         """
-        content = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in {"dataset", "recipe"}
-            and getattr(self, field.name) != field.default
-        }
-        return content_hash(content)
+        content = without_defaults(self, but="dataset recipe")
+        return content_hash(content | {"budget": without_defaults(self.budget)})
 
     @property
     def slug(self) -> str:
@@ -92,6 +88,15 @@ class CellSpec:
         model = self.model.replace(":", "_").replace("/", "_")
         sparsity = "" if self.sparsity is None else f"-s{self.sparsity:g}"
         return f"{self.method}-{model}{sparsity}-seed{self.seed}-{self.key}"
+
+
+def without_defaults(value: Any, but: str = "") -> dict[str, Any]:
+    """Fields of a dataclass that are not at their default; `but` names those to leave out."""
+    return {
+        field.name: getattr(value, field.name)
+        for field in dataclasses.fields(value)
+        if field.name not in but.split() and getattr(value, field.name) != field.default
+    }
 
 
 def content_hash(content: object) -> str:

@@ -174,6 +174,8 @@ def find(root: Path, text: str) -> Path:
     names = {f"{path.parent.name}/{path.stem}": path for path in paths}
     wanted = text.removesuffix(".json")
     found = [path for name, path in names.items() if wanted in name]
+    if wanted in names:
+        return names[wanted]
     if len(found) != 1:
         kind = "cell" if not found else f"single cell ({len(found)} match)"
         offered = [name for name, path in names.items() if not found or path in found]

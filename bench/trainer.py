@@ -57,10 +57,17 @@ class Cursor:
 
 @dataclass
 class Snapshot:
-    """What a rewind restores: parameters and buffers, optimizer state, position in the data."""
+    """What a rewind restores: parameters and buffers, optimizer state, position in the data.
+
+    Attributes:
+        model: copy of the model's state.
+        optimizer: copies of the optimizer's tensors; `numbers` are what it keeps beside them.
+        position: of the next batch.
+    """
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    numbers: dict[str, float]
     position: int
 
 
@@ -148,7 +155,7 @@ class Trainer:
         """
         cursor = self.cursor
         self.state.model.train()
-        while cursor.phase < len(self.plan):
+        while True:
             if cursor.step == 0:
                 with self._training_clock():
                     self._enter()
@@ -159,6 +166,10 @@ class Trainer:
                     self._add_curve_point()
                 yield cursor.total
             self._leave()
+            if cursor.phase == len(self.plan) - 1:
+                break
+            cursor.phase += 1
+            cursor.step = 0
         with self._training_clock(), self._cold_hook():
             self.method.finish(self)
 
@@ -198,8 +209,8 @@ class Trainer:
         if phase.updates is not None and phase.updates.due(cursor.step):
             with self._cold_hook():
                 method.update(self)
-        state.lr.fill_(self._lr())
-        state.progress.fill_(cursor.total / self.total_steps)
+        else:
+            self._set_clock()
         images, labels = self.stream.batch(cursor.position)
         loss = forward(state.model, method, state, images, labels)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -213,10 +224,15 @@ class Trainer:
         cursor.position += 1
         cursor.total += 1
 
+    def _set_clock(self) -> None:
+        """Learning rate and progress of the coming step; after the last, those of the end."""
+        self.state.lr.fill_(self._lr())
+        self.state.progress.fill_(self.cursor.total / max(1, self.total_steps))
+
     def _lr(self) -> float:
         """The recipe's rate in the phase's window, or the phase's own schedule."""
         phase = self.phase
-        fraction = self.cursor.step / phase.steps
+        fraction = self.cursor.step / max(1, phase.steps)
         if phase.lr is not None:
             base = phase.lr.peak * self.recipe.lr
             own = Recipe(title="", batch=1, lr=base, schedule="cosine")
@@ -238,19 +254,19 @@ class Trainer:
         masks = self.state.masks.values()
         density = sum(int(m.count_nonzero()) for m in masks) / max(1, sum(m.numel() for m in masks))
         cursor.phases.append(PhaseResult(phase.name, phase.steps, density))
-        cursor.phase += 1
-        cursor.step = 0
 
     def _snapshot(self) -> Snapshot:
         model = {name: value.clone() for name, value in self.state.model.state_dict().items()}
         optimizer = {name: value.clone() for name, value in self.optimizer_tensors().items()}
-        return Snapshot(model, optimizer, self.cursor.position)
+        return Snapshot(model, optimizer, self.optimizer_numbers(), self.cursor.position)
 
     def _rewind(self, snapshot: Snapshot) -> None:
         self.state.model.load_state_dict(snapshot.model)
         # A snapshot from before the first step has no optimizer state: then there is none to keep.
         for name, value in self.optimizer_tensors().items():
             value.copy_(snapshot.optimizer[name]) if name in snapshot.optimizer else value.zero_()
+        for name in self.optimizer_numbers():
+            self.set_optimizer_entry(name, snapshot.numbers.get(name, 0))
         self.cursor.position = snapshot.position
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
@@ -261,6 +277,20 @@ class Trainer:
             for key, value in self.state.optimizer.state.get(parameter, {}).items()
             if isinstance(value, Tensor)
         }
+
+    def optimizer_numbers(self) -> dict[str, float]:
+        """Plain numbers that some optimizers keep beside their tensors."""
+        return {
+            f"{index}.{key}": value
+            for index, parameter in enumerate(self.optimized())
+            for key, value in self.state.optimizer.state.get(parameter, {}).items()
+            if isinstance(value, int | float)
+        }
+
+    def set_optimizer_entry(self, name: str, value: Tensor | float) -> None:
+        """Writes one entry of the optimizer's memory, named as `optimizer_tensors` names it."""
+        index, _, key = name.partition(".")
+        self.state.optimizer.state[self.optimized()[int(index)]][key] = value
 
     def optimized(self) -> list[nn.Parameter]:
         """The optimizer's parameters in its own order."""
@@ -302,6 +332,7 @@ class Trainer:
     @contextmanager
     def _cold_hook(self) -> Iterator[None]:
         started = time.perf_counter()
+        self._set_clock()
         try:
             with torch.no_grad():
                 yield
