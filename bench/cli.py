@@ -403,7 +403,7 @@ def _verdict(store: Store, cells: list[Cell], *, stopped: bool) -> int:
     found = [store.get(cell.spec) for cell in cells]
     if stopped and None in found:
         left = found.count(None)
-        print(f"{left} cells left; the same command goes on with them.", file=sys.stderr)
+        print(f"Time is up, cells left: {left}. The same command goes on.", file=sys.stderr)
         return CELLS_LEFT
     fine = all(record is not None and record.status == "ok" for record in found)
     return DONE if fine else CELL_FAILED
