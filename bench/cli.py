@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import enum
-import fnmatch
 import json
 import math
 import os
@@ -14,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.errors import BenchError, RecordError, SuiteError, UsageError
+from bench.errors import BenchError, RecordError, SuiteError, UnknownName, UsageError
+from bench.listing import Table, listing
 
 if TYPE_CHECKING:
     from bench.resolve import Plan
-    from bench.store import Cell, Store
+    from bench.store import Store
 
 app = typer.Typer(
     name="sparsebench",
@@ -30,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-DONE, CELL_FAILED, CELLS_LEFT, INTERRUPTED = 0, 1, 5, 130
+INTERRUPTED = 130
 
 Suite = Annotated[str, typer.Argument(help="A built-in suite (see `list suites`) or a TOML file.")]
 Records = Annotated[Path, typer.Option("--records", help="Folder of the records.")]
@@ -49,28 +48,18 @@ Only = Annotated[
 ]
 
 
-class Table(enum.StrEnum):
-    """What `list` can show."""
-
-    methods = enum.auto()
-    models = enum.auto()
-    datasets = enum.auto()
-    recipes = enum.auto()
-    suites = enum.auto()
-
-
 @app.command("list")
 def list_(what: Table, as_json: AsJson = False) -> None:
     """Show what there is: methods, models, data sets, recipes or suites."""
-    rows = _listing(what)
+    rows = listing(what)
     if as_json:
         _print_json(rows)
     else:
         _print_table(rows)
 
 
-@app.command()
-def plan(
+@app.command("plan")
+def plan_(
     suite: Suite,
     data: Data = None,
     records: Records = Path("records"),
@@ -79,8 +68,11 @@ def plan(
 ) -> None:
     """Show a suite's cells: keys, done or not, planned steps, budget multiple. Trains nothing."""
     resolved, store = _resolve(suite, data, records)
+
+    from bench import launch
+
     rows = []
-    for cell in _chosen(resolved, only):
+    for cell in launch.chosen(resolved, only):
         spec = cell.spec
         record = store.get(spec)
         rows.append(
@@ -135,21 +127,28 @@ def run(
     started = time.time()
     if limit_minutes is not None and not limit_minutes > 0:
         raise UsageError(f"--limit-minutes {limit_minutes}: must be above 0.")
-    deadline = started + 60 * limit_minutes if limit_minutes is not None else math.inf
-    resolved, store = _resolve(suite, data, records)
-    cells = _chosen(resolved, only)
-    found = _device(device)
-    missing = sorted((c for c in cells if store.get(c.spec) is None), key=lambda c: c.spec.seed)
+    deadline = math.inf if limit_minutes is None else started + 60 * limit_minutes
+    plan, store = _resolve(suite, data, records)
+
+    from bench import launch
+
+    cells = launch.chosen(plan, only)
+    settings = launch.Settings(
+        launch.usable_device(device), workers, threads, deadline, checkpoint_seconds
+    )
     try:
-        store.put_manifest(resolved.manifest)
-        _train(resolved, store, missing, found, workers, threads, deadline, checkpoint_seconds)
+        launch.train(plan, store, cells, settings)
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from the last checkpoints.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     except OSError as error:
         raise BenchError(f"{store.folder}: cannot write there ({error}).") from error
-    _print_report(records, [resolved.manifest.suite])
-    raise typer.Exit(_verdict(store, cells, stopped=time.time() >= deadline))
+    _print_report(records, [store.suite])
+    status = launch.verdict(store, cells, deadline)
+    if status == launch.CELLS_LEFT:
+        left = launch.left(store, cells)
+        print(f"Time is up, cells left: {left}. The same command goes on.", file=sys.stderr)
+    raise typer.Exit(status)
 
 
 @app.command()
@@ -192,8 +191,6 @@ def count(
 
     shape = _shape(input_shape)
     if not is_known(model):
-        from bench.errors import UnknownName
-
         raise UnknownName("", "model", model, names_like(model))
     options = dict(_option(text) for text in option or [])
     try:
@@ -277,43 +274,6 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-def _listing(what: Table) -> list[dict[str, Any]]:
-    if what is Table.methods:
-        from methods import METHODS
-
-        return [
-            {"name": n, "paper": m.paper, "controls": m.controls, "summary": m.summary}
-            for n, m in METHODS.items()
-        ]
-    if what is Table.models:
-        from models import MODELS, TIMM_PREFIX
-
-        rows = [{"name": name, "summary": model.summary} for name, model in MODELS.items()]
-        return [*rows, {"name": f"{TIMM_PREFIX}NAME", "summary": "any model of timm"}]
-    if what is Table.datasets:
-        from bench.datasets import DATASETS
-
-        return [
-            {
-                "name": n,
-                "shape": "x".join(map(str, d.shape)),
-                "classes": d.classes,
-                "summary": d.summary,
-            }
-            for n, d in DATASETS.items()
-        ]
-    if what is Table.recipes:
-        from bench import recipes
-
-        loaded = {name: recipes.load(name, "") for name in recipes.names()}
-        return [
-            {"name": n, "batch": r.batch, "lr": r.lr, "title": r.title} for n, r in loaded.items()
-        ]
-    from bench import suite
-
-    return [{"name": name, "title": suite.title(name)} for name in suite.names()]
-
-
 def _resolve(suite: str, data: Path | None, records: Path) -> tuple[Plan, Store]:
     from bench import suite as suites
     from bench.resolve import resolve
@@ -322,91 +282,6 @@ def _resolve(suite: str, data: Path | None, records: Path) -> tuple[Plan, Store]
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     resolved = resolve(suites.load(suite), data or cache / "sparsebench")
     return resolved, Store(records, resolved.manifest.suite)
-
-
-def _chosen(resolved: Plan, only: str | None) -> list[Cell]:
-    """The cells that --only names; matching nothing is a mistake, not an empty run."""
-    cells = list(resolved.manifest.cells)
-    if only is None:
-        return cells
-    chosen = [
-        cell
-        for cell in cells
-        # A label such as `rigl[every=10]` is meant as it stands, not as a pattern.
-        if only == cell.label
-        or any(fnmatch.fnmatchcase(n, only) for n in (cell.label, cell.spec.slug))
-    ]
-    if not chosen:
-        labels = ", ".join(dict.fromkeys(cell.label for cell in cells))
-        raise UsageError(f"--only {only}: no cell has such a label or file name. Labels: {labels}.")
-    return chosen
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        float(torch.zeros(1, device=name))
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"--device {name}: cannot be used here ({reason}).") from error
-    return name
-
-
-def _train(
-    resolved: Plan,
-    store: Store,
-    cells: list[Cell],
-    device: str,
-    workers: int,
-    threads: int,
-    deadline: float,
-    checkpoint_seconds: float,
-) -> None:
-    from bench.executors import execute
-    from bench.live import View
-    from bench.runner import Finished, Note, Progress, Task
-
-    if not cells:
-        return
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    workers = workers or (cores if device == "cpu" else 1)
-    tasks = [
-        Task(
-            cell=cell,
-            suite=resolved.manifest.suite,
-            recipe=resolved.recipe,
-            data=resolved.data,
-            checkpoint=store.checkpoint(cell.spec),
-            weights=store.weights(cell.spec),
-            device=device,
-            checkpoint_seconds=checkpoint_seconds,
-            deadline=deadline,
-        )
-        for cell in cells
-    ]
-    with View(cells) as view:
-        for event in execute(tasks, store, min(workers, len(tasks)), threads):
-            if isinstance(event, Progress):
-                view.progress(event.key, event.done)
-            elif isinstance(event, Finished):
-                view.finish(event.key, event.record)
-            elif isinstance(event, Note):
-                view.say(event.text)
-
-
-def _verdict(store: Store, cells: list[Cell], *, stopped: bool) -> int:
-    found = [store.get(cell.spec) for cell in cells]
-    if stopped and None in found:
-        left = found.count(None)
-        print(f"Time is up, cells left: {left}. The same command goes on.", file=sys.stderr)
-        return CELLS_LEFT
-    fine = all(record is not None and record.status == "ok" for record in found)
-    return DONE if fine else CELL_FAILED
 
 
 def _print_report(records: Path, names: list[str] | None) -> None:

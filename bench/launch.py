@@ -1,0 +1,131 @@
+"""From resolved cells to records: which cells, on which device, and what came of them."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import os
+import time
+from dataclasses import dataclass
+
+import torch
+
+from bench.errors import UsageError
+from bench.executors import execute
+from bench.live import View
+from bench.resolve import Plan
+from bench.runner import Finished, Note, Progress, Task
+from bench.store import Cell, Store
+
+DONE, CELL_FAILED, CELLS_LEFT = 0, 1, 5
+"""Exit statuses of a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a suite is run, which does not change what it measures (but for times).
+
+    Attributes:
+        device: as torch names it.
+        workers: cells side by side; 0: one a CPU core, or one a GPU.
+        threads: of the CPU, for each cell.
+        deadline: Unix time at which to save and stop; infinity: never.
+        checkpoint_seconds: wall-clock between checkpoints of a cell.
+    """
+
+    device: str
+    workers: int = 0
+    threads: int = 1
+    deadline: float = math.inf
+    checkpoint_seconds: float = 60.0
+
+
+def chosen(plan: Plan, only: str | None) -> list[Cell]:
+    """The cells whose label or file name matches.
+
+    Raises:
+        UsageError: none does; that is a mistake, not an empty run.
+    """
+    cells = list(plan.manifest.cells)
+    if only is None:
+        return cells
+    found = [
+        cell
+        for cell in cells
+        # A label such as `rigl[every=10]` is meant as it stands, not as a pattern.
+        if only == cell.label
+        or any(fnmatch.fnmatchcase(name, only) for name in (cell.label, cell.spec.slug))
+    ]
+    if not found:
+        labels = ", ".join(dict.fromkeys(cell.label for cell in cells))
+        raise UsageError(f"--only {only}: no cell has such a label or file name. Labels: {labels}.")
+    return found
+
+
+def usable_device(name: str) -> str:
+    """The device, `auto` resolved.
+
+    Raises:
+        UsageError: torch cannot compute there.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        float(torch.zeros(1, device=name))
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name}: cannot be used here ({reason}).") from error
+    return name
+
+
+def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> None:
+    """Trains the cells that have no record, seed 0 of everything first, and shows how it goes."""
+    store.put_manifest(plan.manifest)
+    missing = [cell for cell in cells if store.get(cell.spec) is None]
+    missing.sort(key=lambda cell: cell.spec.seed)
+    if not missing:
+        return
+    tasks = [
+        Task(
+            cell=cell,
+            suite=plan.manifest.suite,
+            recipe=plan.recipe,
+            data=plan.data,
+            checkpoint=store.checkpoint(cell.spec),
+            weights=store.weights(cell.spec),
+            device=settings.device,
+            checkpoint_seconds=settings.checkpoint_seconds,
+            deadline=settings.deadline,
+        )
+        for cell in missing
+    ]
+    workers = settings.workers or (_cores() if settings.device == "cpu" else 1)
+    with View(missing) as view:
+        for event in execute(tasks, store, min(workers, len(tasks)), settings.threads):
+            if isinstance(event, Progress):
+                view.progress(event.key, event.done)
+            elif isinstance(event, Finished):
+                view.finish(event.key, event.record)
+            elif isinstance(event, Note):
+                view.say(event.text)
+
+
+def left(store: Store, cells: list[Cell]) -> int:
+    """Cells without a final record."""
+    return sum(store.get(cell.spec) is None for cell in cells)
+
+
+def verdict(store: Store, cells: list[Cell], deadline: float) -> int:
+    """Exit status of a run that has ended."""
+    found = [store.get(cell.spec) for cell in cells]
+    if None in found and time.time() >= deadline:
+        return CELLS_LEFT
+    fine = all(record is not None and record.status == "ok" for record in found)
+    return DONE if fine else CELL_FAILED
+
+
+def _cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
