@@ -213,7 +213,9 @@ def count(
     ]
     _print_table(rows)
     print()
-    _print_table([{"total": name, "": f"{value:,}"} for name, value in totals.items()])
+    # Non-zeros of a network that was not trained say nothing.
+    shown = {name: value for name, value in totals.items() if name not in {"nonzero", "macs"}}
+    _print_table([{"total": name, "": f"{value:,}"} for name, value in shown.items()])
 
 
 @app.command()

@@ -7,6 +7,7 @@ loader.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import tempfile
@@ -163,9 +164,11 @@ def _download(name: str, info: DatasetInfo, path: Path) -> None:
     from filelock import FileLock
     from torchvision import datasets
 
+    lock = path.with_suffix(".lock")
+    made = not path.parent.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with FileLock(lock):
             if path.exists():  # another process made it while this one waited
                 return
             loader = getattr(datasets, info.torchvision)
@@ -178,8 +181,12 @@ def _download(name: str, info: DatasetInfo, path: Path) -> None:
             buffer = io.BytesIO()
             np.savez(buffer, **arrays)  # type: ignore[arg-type]
             write_atomically(path, buffer.getvalue())
-        path.with_suffix(".lock").unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):  # leave nothing behind that was not there
+            lock.unlink(missing_ok=True)
+            if made:
+                path.parent.rmdir()
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise DataError(
             f"{path}: no such file, and the download failed ({reason}). Put the file there (uint8 "

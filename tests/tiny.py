@@ -1,8 +1,9 @@
 """Small real runs and hand-written ones, for the tests of methods and harness.
 
 `tiny_trainer("rigl", density=0.1)` is the real `Trainer` on the `synthetic` data with a network of
-a few thousand weights; a run of 24 steps takes about 0.1 s. `train(trainer)` runs it to its end,
-`steps_of(trainer)` yields after each step so that a test can look at the state in between.
+a few thousand weights; a run of 24 steps takes about 0.1 s. `train(trainer)` runs it to its end; in
+a loop over `trainer.run()` a test can look at the state after each step, and `watch_updates`
+keeps what it was before and after each update of the masks.
 
 `hand_state({"w": [0.5, -0.1]})` is a `TrainState` whose tensors are written in the test, and
 `FakeRun(state, ...)` is the smallest `methods.api.Run` around it: its gradients are what the test
@@ -130,11 +131,6 @@ def tiny_trainer(
     )
 
 
-def steps_of(trainer: Trainer) -> Iterator[int]:
-    """Trains; yields the number of steps done after each."""
-    yield from trainer.run()
-
-
 def train(trainer: Trainer) -> Trainer:
     """Trains to the end, `finish` included."""
     for _ in trainer.run():
@@ -150,6 +146,52 @@ def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def nonzero(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Non-zeros of each tensor."""
     return {name: int(tensor.count_nonzero()) for name, tensor in tensors.items()}
+
+
+@dataclass(frozen=True)
+class Update:
+    """Copies of the state around one call of the method's `update`.
+
+    Attributes:
+        step: optimizer steps done in the phase.
+        old_weights: and `old_masks`: before the update; `weights` and `masks`: after it.
+        memory: optimizer memory after it: weight name -> buffer name -> tensor.
+    """
+
+    step: int
+    old_weights: dict[str, Tensor]
+    old_masks: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    memory: dict[str, dict[str, Tensor]]
+
+
+def watch_updates(trainer: Trainer) -> list[Update]:
+    """A list that fills with an entry for each update as the trainer runs."""
+    log: list[Update] = []
+    plain = trainer.method.update
+
+    def update(run: Trainer) -> None:
+        state = run.state
+        old_weights, old_masks = copied(state.weights), copied(state.masks)
+        plain(run)
+        memory = {
+            name: copied(state.optimizer.state.get(weight, {}))
+            for name, weight in state.weights.items()
+        }
+        log.append(
+            Update(
+                run.step,
+                old_weights,
+                old_masks,
+                copied(state.weights),
+                copied(state.masks),
+                memory,
+            )
+        )
+
+    object.__setattr__(trainer.method, "update", update)  # methods are frozen
+    return log
 
 
 Values = Tensor | Sequence[Any]

@@ -100,8 +100,8 @@ def test_er_leaves_the_kernel_out_and_erk_takes_it_in():
 
 
 def test_erk_on_lenet_300_100_at_sparsity_90_percent():
-    # raw: 1084/235200, 400/30000, 110/1000. All three share 26,620: epsilon = 26620/1594 = 16.7, and
-    # 16.7 * 0.11 > 1, so fc3 is dense. The rest: epsilon = 25620 / 1484 = 17.2642;
+    # raw: 1084/235200, 400/30000, 110/1000. All three share 26,620: epsilon = 26620/1594 = 16.7,
+    # and 16.7 * 0.11 > 1, so fc3 is dense. The rest: epsilon = 25620 / 1484 = 17.2642;
     # fc1 = 17.2642 * 1084 = 18714.4, fc2 = 17.2642 * 400 = 6905.7.
     counts = allocate(LENET, 1 - 0.9, "erk")
     assert counts == {"fc1": 18_714, "fc2": 6_906, "fc3": 1_000}

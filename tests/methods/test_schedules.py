@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -40,7 +41,7 @@ def test_the_cubic_ramp_is_dense_until_it_begins_and_exact_from_its_end():
 @pytest.mark.parametrize("final", [0.01, 0.1, 0.5, 1.0])
 def test_the_cubic_ramp_never_gains_density(final):
     path = [cubic_density(step, 7, 93, final) for step in range(120)]
-    assert all(later <= earlier for earlier, later in zip(path, path[1:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(path))
     assert min(path) == final
 
 

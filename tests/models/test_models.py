@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -103,14 +104,29 @@ def test_keywords_are_passed_on_to_timm():
     assert model.drop_rate == 0.25
 
 
-@pytest.mark.parametrize(
-    ("side", "features"), [(16, 50), (28, 800), (32, 1250)], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("side", "features"), [(16, 50), (19, 50), (28, 800), (32, 1250)], ids=str)
 def test_lenet5_fits_its_linear_layer_to_the_image(side, features):
     # 28 -> 24 -> 12 -> 8 -> 4, times 50 filters: 800.
     model = create_model("lenet5", (3, side, side))
     assert model.fc1.in_features == features
     assert model(torch.zeros(1, 3, side, side)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("lenet_300_100", "flatten fc1 relu fc2 relu classifier"),
+        ("lenet5", "conv1 relu pool conv2 relu pool flatten fc1 relu classifier"),
+    ],
+)
+def test_lenet_is_the_chain_of_its_layers(name, layers):
+    torch.manual_seed(0)
+    model = create_model(name, (1, 28, 28))
+    plain = {"flatten": nn.Flatten(), "relu": nn.ReLU(), "pool": nn.MaxPool2d(2)}
+    named = plain | dict(model.named_children())
+    chain = nn.Sequential(*(named[layer] for layer in layers.split()))
+    images = torch.randn(2, 1, 28, 28)
+    torch.testing.assert_close(model(images), chain(images))
 
 
 def test_resnet_blocks_have_readable_names():
@@ -121,6 +137,19 @@ def test_resnet_blocks_have_readable_names():
         "stages.1.0.shortcut.conv.weight",
         "stages.2.0.shortcut.conv.weight",
     ]
+
+
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_resnet_is_stem_blocks_with_shortcuts_mean_and_classifier(shortcut):
+    torch.manual_seed(0)
+    model = ResNet(14, 3, 10, shortcut)
+    images = torch.randn(4, 3, 16, 16)
+    x = model.norm(model.stem(images)).relu()
+    for block in itertools.chain(*model.stages):
+        y = block.norm1(block.conv1(x)).relu()
+        x = (block.norm2(block.conv2(y)) + block.shortcut(x)).relu()
+    assert x.shape == (4, 64, 4, 4)
+    torch.testing.assert_close(model(images), model.classifier(x.flatten(2).mean(2)))
 
 
 def test_shortcut_a_keeps_every_second_pixel_and_adds_zero_channels():
@@ -174,6 +203,7 @@ def test_options_are_the_keyword_only_parameters_of_the_builder():
         ("lenet5", (1, 28, 28), {"short": 1}, "lenet5: no such option: short = 1; allowed: none"),
         ("resnet20", (3, 32, 32), {"shortcut": "C"}, "shortcut: found 'C'; allowed: 'A', 'B'"),
         ("lenet5", (1, 8, 8), {}, "lenet5 takes images of at least 16x16, got 1x8x8"),
+        ("lenet5", (1, 16, 15), {}, "lenet5 takes images of at least 16x16, got 1x16x15"),
         ("lenet5", (28, 28), {}, "input_shape: found 28x28; allowed: channels, height, width"),
         ("lenet5", (1, 0, 28), {}, "input_shape: found 1x0x28"),
         ("lenet5", (1, 28, 28), {"classes": 0}, "classes: found 0; allowed: 1 or more"),
