@@ -1,16 +1,16 @@
 """Everything that can go wrong, and what the command line returns for it.
 
-BenchError                     one line for the user: where, what was found, what is allowed, what
-to do ├── UsageError                 refused before training; nothing was written (exit status 2) │
-├── SuiteError             a suite, a recipe, an option or a command-line value is wrong │   │   ├──
-UnknownName        no such method, model, data set, recipe, suite or option │   │   └──
-BudgetExceeded     a plan costs more than the suite allows │   ├── DataError              a data
-file is missing, damaged or does not fit the model │   └── RecordError            a record in the
-store is damaged, edited or of another schema ├── CheckpointError            a checkpoint is damaged
-or belongs to another cell └── CellError                  one cell went wrong: it becomes a record,
-the suite goes on
-    ├── Diverged               a loss that is not finite, or an accuracy at the level of chance
-    └── ContractBroken         a method left something else than the plain, exactly sparse network
+BenchError                  one line: where, what was found, what is allowed, what to do
+├── UsageError              refused before training; nothing was written (exit status 2)
+│   ├── SuiteError          a suite, a recipe, an option or a command-line value is wrong
+│   │   ├── UnknownName     no such method, model, data set, recipe, suite or option
+│   │   └── BudgetExceeded  a plan costs more than the suite allows
+│   ├── DataError           a data file is missing, damaged or does not fit the model
+│   └── RecordError         a record in the store is damaged, edited or of another schema
+├── CheckpointError         a checkpoint is damaged or belongs to another cell
+└── CellError               one cell went wrong: it becomes a record, the suite goes on
+    ├── Diverged            a loss that is not finite
+    └── ContractBroken      a method left something else than the plain network
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class CellError(BenchError):
 
 
 class Diverged(CellError):
-    """Training left the finite numbers, or ended no better than guessing."""
+    """Training left the finite numbers."""
 
 
 class ContractBroken(CellError):
-    """A method broke the interface: the count of non-zeros, or the plain module."""
+    """A method left something else than the plain network."""

@@ -200,7 +200,11 @@ class Run(Protocol):
         """Training batches from a stream of the method's own; they are metered in the record."""
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Data term of the loss, differentiable; leaves buffers and random streams untouched."""
+        """Data term of the loss; leaves buffers and random streams untouched.
+
+        It comes with its graph, but hooks run without gradient tracking: what is computed from it
+        and differentiated again stands under `torch.enable_grad()`.
+        """
 
     def gradients(self, batches: int = 1, *, augmented: bool = True) -> Scores:
         """Mean gradient of the data term over extra batches, for every weight, masked or not."""

@@ -17,7 +17,7 @@ from methods.masking import (
     topk_mask,
     write_masks,
 )
-from methods.schedules import spaced
+from methods.schedules import portion, spaced
 
 
 def drop_and_grow(state: TrainState, name: str, dropped: Tensor, grow_scores: Tensor) -> None:
@@ -87,7 +87,7 @@ class DropGrow(MaskedMethod):
     def dropped(self, run: Run, name: str) -> Tensor:
         """Boolean, true at the weights of one layer that this update drops."""
         mask = run.state.masks[name]
-        count = int(self.fraction(run) * int(mask.sum()))
+        count = portion(self.fraction(run), int(mask.sum()))
         return smallest(run.state.weights[name], mask, count)
 
     def grow_scores(self, run: Run) -> Scores:

@@ -30,7 +30,8 @@ def topk_mask(scores: Tensor, keep: int) -> Tensor:
         Mask of the scores' shape and dtype.
 
     Raises:
-        ArithmeticError: the scores hold a NaN, so no order exists.
+        ArithmeticError: among the largest scores is a NaN, so no order exists. Only the CPU says
+            so; elsewhere looking would wait for the device, and the next loss is not finite.
     """
     flat = scores.detach().reshape(-1)
     if keep == 0:
@@ -54,7 +55,7 @@ def kth_largest(flat: Tensor, k: int) -> Tensor:
     """The k-th largest element, as a () tensor.
 
     Raises:
-        ArithmeticError: the values hold a NaN (seen on the CPU; elsewhere the result is a NaN).
+        ArithmeticError: a NaN is among the k largest; said on the CPU only.
     """
     if flat.device.type != "cpu":
         return torch.kthvalue(flat, flat.numel() - k + 1).values

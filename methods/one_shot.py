@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from methods.api import Budget, LearningRate, Phase, Run, option
 from methods.masking import MaskedMethod, reset_optimizer
+from methods.schedules import portion
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class OneShotMagnitude(MaskedMethod):
 
     Differs from the paper: one prune instead of several, and all layers ranked together as in Lin
     et al.; the paper finds a threshold per layer (`scope = "uniform"` prunes each layer alike). The
-    optimizer starts anew for fine-tuning, whose learning rate falls along a cosine.
+    optimizer starts anew for fine-tuning, whose learning rate falls along a cosine. Ranking all
+    layers together can empty one; the record then names it as dead.
 
     Attributes:
         finetune: length of fine-tuning, as a fraction of the budget (Lin et al.: 60 of 300 epochs).
@@ -34,7 +35,7 @@ class OneShotMagnitude(MaskedMethod):
     def plan(self, budget: Budget, density: float | None) -> tuple[Phase, ...]:
         """The full dense run, then fine-tuning of what is left."""
         # Rounded down, so that a multiple of 1.2 pays for a fine-tuning of 0.2.
-        steps = math.floor(self.finetune * budget.steps + 1e-9)
+        steps = portion(self.finetune, budget.steps)
         lr = LearningRate(self.finetune_lr)
         return (
             Phase("dense", budget.steps),

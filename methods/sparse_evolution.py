@@ -9,6 +9,7 @@ from torch import Tensor
 
 from methods.api import Run
 from methods.drop_grow import DropGrow, smallest
+from methods.schedules import portion
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,6 @@ class SET(DropGrow):
         weight = run.state.weights[name]
         positive, negative = weight > 0, weight < 0
         fraction = self.fraction(run)
-        return smallest(weight, positive, int(fraction * int(positive.sum()))) | smallest(
-            weight, negative, int(fraction * int(negative.sum()))
+        return smallest(weight, positive, portion(fraction, int(positive.sum()))) | smallest(
+            weight, negative, portion(fraction, int(negative.sum()))
         )
