@@ -19,8 +19,8 @@ class RigL(DropGrow):
 
     Differs from the paper: the gradient is that of extra batches, which are counted in
     `Record.extra_batches`; the paper gives up the step in which the masks change. There is no
-    update at step 0. `uniform` gives the first layer the same density as the others, where the paper
-    keeps it dense: that is a matter of the suite's prunable weights.
+    update at step 0. `uniform` gives the first layer the same density as the others, where the
+    paper keeps it dense; here that is a matter of the suite's prunable weights.
 
     Attributes:
         every: steps between mask updates (paper: 100); at most a twentieth of `stop`.
