@@ -272,17 +272,19 @@ def main() -> None:
     try:
         app()
     except BenchError as error:
-        print(f"sparsebench: {error}", file=sys.stderr)
+        print("sparsebench:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(error.exit_code)
 
 
 def _resolve(suite: str, data: Path | None, records: Path) -> tuple[Plan, Store]:
     from bench import suite as suites
-    from bench.resolve import resolve
     from bench.store import Store
 
+    loaded = suites.load(suite)  # a wrong name is told before torch is imported
+    from bench.resolve import resolve
+
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    resolved = resolve(suites.load(suite), data or cache / "sparsebench")
+    resolved = resolve(loaded, data or cache / "sparsebench")
     return resolved, Store(records, resolved.manifest.suite)
 
 

@@ -98,10 +98,10 @@ class _Queue:
 def _in_this_process(queue: _Queue) -> Iterator[Event]:
     while queue.tasks:
         task = queue.take()
-        if task is None:
-            time.sleep(BUSY_SECONDS)
-        else:
+        if task is not None:
             yield from run_cell(task)
+        elif queue.tasks:
+            time.sleep(BUSY_SECONDS)
 
 
 @dataclass

@@ -80,9 +80,10 @@ def usable_device(name: str) -> str:
 
 def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> None:
     """Trains the cells that have no record, seed 0 of everything first, and shows how it goes."""
-    store.put_manifest(plan.manifest)
+    # A damaged record stops here, before anything is written.
     missing = [cell for cell in cells if store.get(cell.spec) is None]
     missing.sort(key=lambda cell: cell.spec.seed)
+    store.put_manifest(plan.manifest)
     if not missing:
         return
     tasks = [

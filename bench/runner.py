@@ -126,7 +126,7 @@ def run_cell(task: Task) -> Iterator[Event]:
     except ContractBroken as error:
         record = attempt.record("invalid", str(error))
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())  # one line
         record = attempt.record("failed", reason, traceback=traceback.format_exc())
     yield Finished(spec.key, record)
 
