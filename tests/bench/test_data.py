@@ -1,0 +1,260 @@
+"""Batches on the device: order, crops, flips, normalisation, and the validation split."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bench import datasets
+from bench.data import BatchStream, Data, crop_windows, to_device
+from bench.datasets import Arrays, DatasetInfo
+from bench.errors import DataError
+from bench.recipes import Recipe
+
+INFO = DatasetInfo((2, 6, 5), 3, (0.25, 0.5), (0.5, 0.25), "", "")
+CPU = torch.device("cpu")
+
+
+def recipe(**fields: object) -> Recipe:
+    return Recipe(**{"title": "", "batch": 4, "lr": 0.1} | fields)  # type: ignore[arg-type]
+
+
+def arrays(count: int = 22, digest: str = "0123456789ab") -> Arrays:
+    """Random images; the first pixel is the image's number, so that it can be found again."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, size=(count, 6, 5, 2), dtype=np.uint8)
+    x[:, 0, 0, 0] = np.arange(count)
+    y = (np.arange(count) % 3).astype(np.int64)
+    return Arrays(INFO, x, y, x[:3], y[:3], digest)
+
+
+def data(used: Recipe | None = None, **changes: object) -> Data:
+    return to_device(arrays(**changes), used or recipe(), CPU)  # type: ignore[arg-type]
+
+
+def stream(seed: int = 0, name: str = "order", **fields: object) -> BatchStream:
+    return BatchStream(data(), recipe(**fields), seed, name)
+
+
+def numbers(images: torch.Tensor) -> list[int]:
+    """Numbers of the images in a batch, from their first pixel."""
+    first = images[:, 0, 0, 0] * (255 * INFO.std[0]) + 255 * INFO.mean[0]
+    return first.round().int().tolist()
+
+
+def epoch(of: BatchStream, number: int) -> list[int]:
+    steps = range(number * of.steps_per_epoch, (number + 1) * of.steps_per_epoch)
+    return [one for step in steps for one in numbers(of.batch(step)[0])]
+
+
+def test_an_epoch_shows_each_image_at_most_once_and_fills_every_batch():
+    order = epoch(stream(), 0)
+    assert len(order) == 20  # 5 batches of 4; 2 of the 22 images are left out
+    assert len(set(order)) == 20
+    assert order != sorted(order)
+
+
+def test_an_epoch_that_batches_fill_shows_each_image_once():
+    used = recipe(batch=11)
+    assert sorted(epoch(BatchStream(data(), used, 0, "order"), 0)) == list(range(22))
+
+
+def test_what_an_epoch_leaves_out_changes_from_epoch_to_epoch():
+    one = stream()
+    left = {frozenset(range(22)) - frozenset(epoch(one, number)) for number in range(6)}
+    assert len(left) > 1
+
+
+def test_every_epoch_has_another_order():
+    one = stream()
+    assert len({tuple(epoch(one, number)) for number in range(5)}) == 5
+
+
+def test_labels_belong_to_their_images():
+    images, labels = stream().batch(3)
+    assert labels.tolist() == [number % 3 for number in numbers(images)]
+
+
+def test_the_same_seed_gives_the_same_batches():
+    one, two = stream(5, crop=1, flip=True), stream(5, crop=1, flip=True)
+    for position in range(12):
+        assert torch.equal(one.batch(position)[0], two.batch(position)[0])
+        assert torch.equal(one.batch(position)[1], two.batch(position)[1])
+
+
+def test_another_seed_or_stream_gives_other_batches():
+    orders = [epoch(stream(0), 0), epoch(stream(1), 0), epoch(stream(0, "method"), 0)]
+    assert len(set(map(tuple, orders))) == 3
+
+
+def test_a_stream_does_not_see_what_others_draw():
+    wanted = epoch(stream(crop=1), 1)
+    one, other = stream(crop=1), stream(name="method", crop=1)
+    found = []
+    for position in range(5, 10):
+        torch.rand(7)  # the global stream does not matter either
+        other.batch(3 * position)
+        found += numbers(one.batch(position)[0])
+    assert found == wanted
+    torch.manual_seed(123)
+    assert epoch(stream(crop=1), 1) == wanted
+
+
+def test_drawing_batches_leaves_the_global_stream_alone():
+    torch.manual_seed(0)
+    wanted = torch.rand(3)
+    torch.manual_seed(0)
+    stream(crop=1, flip=True).batch(17)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_any_position_can_be_had_without_those_before_it():
+    one = stream(crop=1, flip=True)
+    in_order = [one.batch(position)[0] for position in range(15)]
+    for position in (14, 0, 7, 6):
+        assert torch.equal(stream(crop=1, flip=True).batch(position)[0], in_order[position])
+        assert torch.equal(one.batch(position)[0], in_order[position])
+
+
+def naive(pixels: np.ndarray, margin: int, padding: str, row: int, column: int) -> np.ndarray:
+    """A crop of one image (H, W, C), written out."""
+    width = ((margin, margin), (margin, margin), (0, 0))
+    mode = "constant" if padding == "zero" else "reflect"
+    padded = np.pad(pixels, width, mode=mode)
+    height, length, _ = pixels.shape
+    return padded[row : row + height, column : column + length]
+
+
+@pytest.mark.parametrize("padding", ["zero", "reflect"])
+@pytest.mark.parametrize("margin", [1, 3])
+def test_crop_windows_equal_a_naive_loop(margin, padding):
+    pixels = arrays(5).x_train
+    windows = crop_windows(torch.from_numpy(pixels), margin, padding)
+    sides = 2 * margin + 1
+    assert windows.shape == (5, sides, sides, 6, 5, 2)
+    for image in range(5):
+        for row in range(sides):
+            for column in range(sides):
+                wanted = naive(pixels[image], margin, padding, row, column)
+                assert np.array_equal(windows[image, row, column].numpy(), wanted)
+
+
+@pytest.mark.parametrize("padding", ["zero", "reflect"])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("margin", [0, 2])
+def test_a_batch_equals_a_naive_loop(margin, flip, padding):
+    one = stream(crop=margin, flip=flip, padding=padding)
+    pixels = arrays().x_train
+    for position in (0, 4, 8):
+        found = one.batch(position)[0]
+        for i in range(4):
+            at = position % 5 * 4 + i
+            wanted = pixels[int(one.order[at])]
+            wanted = naive(wanted, margin, padding, int(one.rows[at]), int(one.columns[at]))
+            if flip and one.mirrored[at]:
+                wanted = wanted[:, ::-1]
+            wanted = (wanted / 255 - INFO.mean) / INFO.std
+            assert np.allclose(found[i].permute(1, 2, 0).numpy(), wanted, atol=1e-5)
+
+
+def test_crops_and_flips_are_spread_evenly():
+    one = BatchStream(data(count=200), recipe(crop=2, flip=True), 0, "order")
+    one.batch(0)
+    for offsets in (one.rows, one.columns):
+        counts = torch.bincount(offsets, minlength=5)
+        assert len(counts) == 5
+        assert counts.min() > 20  # 40 expected
+    assert 70 < int(one.mirrored.sum()) < 130
+    assert not torch.equal(one.rows, one.columns)
+
+
+def test_a_stream_without_augmentation_shows_whole_images():
+    used = recipe(crop=2, flip=True)
+    one = BatchStream(data(), used, 0, "order", augmented=False)
+    images = one.batch(0)[0]
+    plain = data().normalise(torch.from_numpy(arrays().x_train[one.order[:4].numpy()]))
+    assert torch.equal(images, plain)
+
+
+def test_augmentation_does_not_change_the_order():
+    plain, cropped = stream(), stream(crop=2)
+    assert torch.equal(plain.batch(7)[1], cropped.batch(7)[1])
+
+
+def test_the_training_images_are_not_written():
+    used = data()
+    before = used.train.images.clone()
+    one = BatchStream(used, recipe(crop=1, flip=True), 0, "order")
+    for position in range(10):
+        one.batch(position)[0].zero_()
+    assert torch.equal(used.train.images, before)
+
+
+def test_normalised_pixels_have_zero_mean_and_unit_variance():
+    for name in ("digits", "synthetic"):
+        used = to_device(datasets.load(name, Path("nowhere")), recipe(), CPU)
+        images = used.normalise(used.train.images)
+        assert images.dtype == torch.float32
+        channels = images.permute(1, 0, 2, 3).flatten(1)
+        assert channels.mean(1).abs().max() < 1e-3
+        assert (channels.std(1) - 1).abs().max() < 1e-3
+
+
+def test_normalisation_by_hand():
+    images = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)  # one pixel of two channels
+    # (0 - 0.25) / 0.5 and (1 - 0.5) / 0.25
+    assert data().normalise(images).flatten().tolist() == [-0.5, 2.0]
+
+
+def test_batches_are_channels_last():
+    images, _ = stream(crop=1, flip=True).batch(0)
+    assert images.shape == (4, 2, 6, 5)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_validation_split_is_fixed_by_the_data():
+    used = recipe(validation=6)
+    one, two = data(used), data(used)
+    assert len(one.train) == 16
+    assert torch.equal(one.validation.images, two.validation.images)
+    other = data(used, digest="ffffffffffff")
+    assert not torch.equal(one.validation.images, other.validation.images)
+
+
+def test_the_validation_split_is_not_the_end_of_the_file():
+    held = data(recipe(validation=6)).validation.images[:, 0, 0, 0].tolist()
+    assert held == sorted(held) != list(range(16, 22))
+
+
+def test_training_and_validation_images_are_disjoint_and_complete():
+    used = data(recipe(validation=6))
+    parts = [split.images[:, 0, 0, 0].tolist() for split in (used.train, used.validation)]
+    assert sorted(parts[0] + parts[1]) == list(range(22))
+    for split, ids in zip((used.train, used.validation), parts, strict=True):
+        assert split.labels.tolist() == [number % 3 for number in ids]
+
+
+def test_held_images_are_never_trained_on():
+    used = recipe(validation=6)
+    split = data(used)
+    held = set(split.validation.images[:, 0, 0, 0].tolist())
+    one = BatchStream(split, used, 0, "order")
+    assert not held & {n for number in range(4) for n in epoch(one, number)}
+
+
+def test_without_a_split_every_image_is_trained_on():
+    used = data()
+    assert (len(used.train), len(used.validation), len(used.test)) == (22, 0, 3)
+
+
+def test_too_few_images_for_one_batch_are_refused():
+    used = recipe(batch=4, validation=19)
+    with pytest.raises(
+        DataError, match="22 training images less 19 for validation do not fill one"
+    ):
+        data(used)
+    assert len(data(dataclasses.replace(used, validation=18)).train) == 4

@@ -1,0 +1,488 @@
+"""Suites: what a TOML file makes, and one line for everything that is wrong with it."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from bench import suite
+from bench.errors import BudgetExceeded, DataError, SuiteError, UnknownName
+from bench.recipes import Recipe
+from bench.resolve import make_budget, resolve
+from bench.spec import BudgetSpec
+from methods import METHODS, MethodInfo
+from tests.bench.cells import plan_of, toml, write_recipe, write_suite
+
+
+def questions(folder: Path, methods: str, **fields: str) -> list[suite.Question]:
+    return list(suite.load(str(write_suite(folder, methods, **fields))).questions)
+
+
+def refusal(folder: Path, methods: str = "[methods.rigl]", **fields: str) -> str:
+    """The message for a suite that cannot be run."""
+    path = write_suite(folder, methods, **fields)
+    with pytest.raises(SuiteError) as caught:
+        resolve(suite.load(str(path)), folder)
+    return str(caught.value)
+
+
+# What is wrong -> pieces of the one line that says so. Each line begins with the file's name.
+WRONG: dict[str, tuple[str, dict[str, str], list[str]]] = {
+    "unknown method": (
+        "[methods.rgil]",
+        {},
+        [
+            "methods.rgil: no such method: 'rgil'.",
+            "Did you mean 'rigl'?",
+            "Known: ",
+            "dense",
+            "dpf",
+        ],
+    ),
+    "unknown method behind a label": (
+        '[methods.mine]\nmethod = "desne"',
+        {},
+        ["methods.mine: no such method: 'desne'.", "Did you mean 'dense'?"],
+    ),
+    "unknown option": (
+        "[methods.rigl]\nevry = 10",
+        {},
+        ["methods.rigl: no such option of rigl: 'evry'.", "Did you mean 'every'?", "drop_fraction"],
+    ),
+    "setting spelled as an option": (
+        "[methods.rigl]\nsparsity = [0.5]",
+        {},
+        ["no such option of rigl: 'sparsity'.", "Did you mean 'sparsities'?", "budget"],
+    ),
+    "option of a wrong type": (
+        '[methods.rigl]\nevery = "often"',
+        {},
+        ["methods.rigl: rigl: Expected `int`, got `str`", "every"],
+    ),
+    "option out of range": (
+        "[methods.rigl]\nevery = 0",
+        {},
+        ["methods.rigl: rigl: every = 0 lies outside [1, inf)"],
+    ),
+    "option that is not a scalar": (
+        "[methods.rigl]\nevery = [[1], 2]",
+        {},
+        ["methods.rigl.every: [[1], 2] is neither a value nor a list of values."],
+    ),
+    "empty grid": ("[methods.rigl]\nevery = []", {}, ["methods.rigl.every: [] is neither"]),
+    "method that is no table": (
+        "[methods]\nrigl = 3",
+        {},
+        ["methods.rigl: found 3; give a table: [methods.rigl]"],
+    ),
+    "unknown model": (
+        "[methods.rigl]",
+        {"models": '["resnet20", "resnet2o"]'},
+        ["models[1]: no such model: 'resnet2o'.", "Did you mean 'resnet20'?", "timm:NAME"],
+    ),
+    "unknown timm model": (
+        "[methods.rigl]",
+        {"models": '["timm:resnet19"]'},
+        ["no such model: 'timm:resnet19'.", "Did you mean 'timm:resnet18'?"],
+    ),
+    "model without a name": (
+        "[methods.rigl]",
+        {"models": '[{ shortcut = "B" }]'},
+        ["models[0]: needs a name, such as { name = 'resnet20', shortcut = 'B' }."],
+    ),
+    "unknown option of a model": (
+        "[methods.rigl]",
+        {"models": '[{ name = "resnet20", shortct = "B" }]'},
+        ["model resnet20:", "no such option: shortct = 'B'; allowed: shortcut"],
+    ),
+    "option of a model that is not allowed": (
+        "[methods.rigl]",
+        {"models": '[{ name = "resnet20", shortcut = "C" }]'},
+        ["model resnet20:", "shortcut: found 'C'; allowed: 'A', 'B'"],
+    ),
+    "unknown data set": (
+        "[methods.rigl]",
+        {"dataset": '"minst"'},
+        ["dataset: no such data set: 'minst'.", "Did you mean 'mnist'?", "cifar10", "digits"],
+    ),
+    "unknown recipe": (
+        "[methods.rigl]",
+        {"recipe": '"digts"'},
+        ["recipe: no such recipe: 'digts'.", "Did you mean 'digits'?", "mnist-sgd"],
+    ),
+    "missing recipe file": (
+        "[methods.rigl]",
+        {"recipe": '"none.toml"'},
+        ["recipe: cannot read recipe", "none.toml: No such file"],
+    ),
+    "unknown preset": (
+        "[methods.rigl]",
+        {"prunable": '"dbf"'},
+        ["prunable: no such preset: 'dbf'.", "Did you mean 'dpf'?", "Known: all, dpf."],
+    ),
+    "unknown field": (
+        "[methods.rigl]",
+        {"sparsitis": "[0.5]"},
+        ["no such field: 'sparsitis'.", "Did you mean 'sparsities'?", "Known: budget, dataset"],
+    ),
+    "field of a wrong type": (
+        "[methods.rigl]",
+        {"seeds": '["one"]'},
+        ["Expected `int`, got `str`", "seeds"],
+    ),
+    "unknown field of the budget": (
+        "[methods.rigl]",
+        {"budget": "{ epoch = 3 }"},
+        ["budget: no such field: 'epoch'.", "Did you mean 'epochs'?", "max_multiple, steps"],
+    ),
+    "unknown field of a method's budget": (
+        "[methods.rigl]\nbudget = { stpes = 3 }",
+        {},
+        ["methods.rigl.budget: no such field: 'stpes'.", "Did you mean 'steps'?"],
+    ),
+    "no budget at all": (
+        "[methods.rigl]",
+        {"budget": "{ max_multiple = 2 }"},
+        ["methods.rigl: budget: give either epochs or steps"],
+    ),
+    "two budgets": (
+        "[methods.rigl]",
+        {"budget": "{ epochs = 2, steps = 3 }"},
+        ["methods.rigl: budget: give either epochs or steps"],
+    ),
+    "budget of 0 steps": (
+        "[methods.rigl]",
+        {"budget": "{ steps = 0 }"},
+        ["methods.rigl: budget: 0 is not a length; it must be above 0."],
+    ),
+    "budget of less than one step": (
+        "[methods.rigl]",
+        {"budget": "{ epochs = 0.001 }"},
+        ["methods.rigl: budget: 0.022 steps; allowed: from 1 to "],
+    ),
+    "endless budget": (
+        "[methods.rigl]",
+        {"budget": "{ epochs = 1e308 }"},
+        ["methods.rigl: budget: inf steps; allowed: from 1 to "],
+    ),
+    "multiple below one": (
+        "[methods.rigl]",
+        {"budget": "{ steps = 9, max_multiple = 0.5 }"},
+        ["methods.rigl: budget.max_multiple = 0.5: must be at least 1."],
+    ),
+    "plan over its multiple": (
+        "[methods.one_shot]",
+        {"budget": "{ steps = 40 }"},
+        [
+            "methods.one_shot: one_shot plans 48 steps, but the budget allows 1 x 40.",
+            "Set budget.max_multiple to at least 1.2.",
+        ],
+    ),
+    "sparsity of 1": (
+        "[methods.rigl]",
+        {"sparsities": "[1.0]"},
+        ["methods.rigl: sparsity 1.0 lies outside [0, 1).", "0.9 leaves a tenth"],
+    ),
+    "negative sparsity": (
+        "[methods.rigl]\nsparsities = [0.5, -0.1]",
+        {},
+        ["methods.rigl: sparsity -0.1 lies outside [0, 1)."],
+    ),
+    "sparsity that is not a number": (
+        "[methods.rigl]",
+        {"sparsities": "[nan]"},
+        ["sparsity nan lies outside [0, 1)."],
+    ),
+    "sparsity that leaves nothing": (
+        "[methods.rigl]",
+        {"sparsities": "[0.999999]"},
+        ["sparsity 0.999999 leaves none of the 50200 prunable weights of lenet_300_100."],
+    ),
+    "same sparsity twice": (
+        "[methods.rigl]",
+        {"sparsities": "[0.5, 0.5]"},
+        ["methods.rigl: sparsities = [0.5, 0.5]: give different numbers in [0, 1)."],
+    ),
+    "no sparsities": (
+        "[methods.rigl]",
+        {"sparsities": "[]"},
+        ["methods.rigl: sparsities = []: give different numbers in [0, 1)."],
+    ),
+    "sparsity for the dense network": (
+        "[methods.dense]\nsparsities = [0.5]",
+        {},
+        ["methods.dense.sparsities: dense has no sparsity to set."],
+    ),
+    "same seed twice": ("[methods.rigl]", {"seeds": "[3, 3]"}, ["seeds = [3, 3]: give different"]),
+    "negative seed": ("[methods.rigl]", {"seeds": "[-1]"}, ["seeds = [-1]: give different"]),
+    "no seeds": ("[methods.rigl]", {"seeds": "[]"}, ["seeds = []: give different"]),
+    "no methods": ("[methods]", {}, ["models and methods may not be empty."]),
+    "no models": ("[methods.rigl]", {"models": "[]"}, ["models and methods may not be empty."]),
+    "nothing to prune": (
+        "[methods.rigl]",
+        {"prunable": '"dpf"'},
+        ["methods.rigl: prunable = 'dpf' leaves LeNet300100 no weight that RigL can prune."],
+    ),
+    "images too small for the model": (
+        "[methods.rigl]",
+        {"models": '["lenet5"]'},
+        ["model lenet5:", "at least 16x16, got 1x8x8"],
+    ),
+    "same question under two labels": (
+        '[methods.a]\nmethod = "rigl"\n[methods.b]\nmethod = "rigl"\nevery = 100',
+        {},
+        ["a and b ask the same question (rigl-lenet_300_100-s0.9-seed0-"],
+    ),
+    "same model twice": (
+        "[methods.rigl]",
+        {"models": '["resnet20", { name = "resnet20", shortcut = "A" }]'},
+        ["rigl and rigl ask the same question"],
+    ),
+    "same value twice in a grid": (
+        "[methods.rigl]\nevery = [10, 10]",
+        {},
+        ["methods.rigl: asked for twice:", "rigl[every=10]"],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_gets_one_line_with_its_place_and_what_is_allowed(what, tmp_path):
+    methods, fields, pieces = WRONG[what]
+    message = refusal(tmp_path, methods, **fields)
+    assert message.startswith("tiny.toml: ")
+    assert "\n" not in message
+    for piece in pieces:
+        assert piece in message
+
+
+def test_wrong_names_are_told_apart_from_wrong_values(tmp_path):
+    with pytest.raises(UnknownName):
+        questions(tmp_path, "[methods.rgil]")
+    with pytest.raises(BudgetExceeded):
+        plan_of(write_suite(tmp_path, "[methods.one_shot]", budget="{ steps = 40 }"))
+
+
+@pytest.mark.parametrize("field", ["dataset", "recipe", "models", "budget", "methods"])
+def test_a_missing_field_is_named(field, tmp_path):
+    lines = toml("[methods.dense]").splitlines()
+    path = tmp_path / "tiny.toml"
+    path.write_text("\n".join(line for line in lines if not re.match(rf"\[?{field}\b", line)))
+    with pytest.raises(SuiteError, match=f"^tiny.toml: .*`{field}`"):
+        suite.load(str(path))
+
+
+def test_the_multiple_that_a_message_names_is_enough(tmp_path):
+    for steps in range(1, 60):
+        budget = f"{{ steps = {steps}"
+        message = ""
+        try:
+            plan_of(write_suite(tmp_path, "[methods.one_shot]", budget=budget + " }"))
+        except BudgetExceeded as error:
+            message = str(error)
+        if message:
+            (wanted,) = re.findall(r"at least ([0-9.]+)\.$", message)
+            enough = f"{budget}, max_multiple = {wanted} }}"
+            plan_of(write_suite(tmp_path, "[methods.one_shot]", budget=enough))
+
+
+def test_an_unknown_suite_is_named_with_the_nearest():
+    with pytest.raises(UnknownName, match=r"no such suite: 'smok'\. Did you mean 'smoke'\?"):
+        suite.load("smok")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(SuiteError, match=r"none\.toml: cannot read the suite: No such file"):
+        suite.load(str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize("content", [b"dataset = ", b"\xff\xfe", b"[methods"])
+def test_a_file_that_is_not_toml_is_named(content, tmp_path):
+    path = tmp_path / "odd.toml"
+    path.write_bytes(content)
+    with pytest.raises(SuiteError, match=r"odd\.toml: not a TOML file") as caught:
+        suite.load(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["two words", ".hidden"])
+def test_a_file_name_must_be_fit_for_a_folder(name, tmp_path):
+    with pytest.raises(SuiteError, match="name the file with letters, digits"):
+        suite.load(str(write_suite(tmp_path, name=name)))
+
+
+def test_a_suite_takes_its_name_from_its_file(tmp_path):
+    loaded = suite.load(str(write_suite(tmp_path, name="my.suite-2")))
+    assert (loaded.name, loaded.title, loaded.where) == (
+        "my.suite-2",
+        "my.suite-2",
+        "my.suite-2.toml",
+    )
+    assert suite.load(str(write_suite(tmp_path, title='"A title"'))).title == "A title"
+
+
+@pytest.mark.parametrize("name", suite.names())
+def test_every_built_in_suite_is_right_and_has_a_title(name):
+    loaded = suite.load(name)
+    assert loaded.title == suite.title(name) != ""
+    assert len({question.label for question in loaded.questions}) >= 4
+
+
+def test_there_are_the_four_suites_of_the_first_version():
+    assert {"smoke", "quickstart", "mnist-lenet", "cifar10-resnet20-smoke"} <= set(suite.names())
+
+
+def test_cells_are_the_product_of_methods_models_sparsities_and_seeds(tmp_path):
+    found = questions(
+        tmp_path,
+        "[methods.rigl]\n[methods.dpf]",
+        models='["lenet_300_100", { name = "resnet20", shortcut = "B" }]',
+        sparsities="[0.5, 0.9]",
+        seeds="[0, 4]",
+    )
+    asked = [(one.method, one.model, one.sparsity, one.seed) for one in found]
+    assert asked == [
+        (method, model, sparsity, seed)
+        for method in ("rigl", "dpf")
+        for model in ("lenet_300_100", "resnet20")
+        for sparsity in (0.5, 0.9)
+        for seed in (0, 4)
+    ]
+    assert {str(one.model_options) for one in found} == {"{}", "{'shortcut': 'B'}"}
+
+
+def test_the_default_seed_is_zero(tmp_path):
+    assert [one.seed for one in questions(tmp_path, "[methods.rigl]")] == [0]
+
+
+def test_list_valued_options_are_a_grid_and_stand_in_the_label(tmp_path):
+    found = questions(
+        tmp_path, '[methods.rigl]\nevery = [10, 20]\nscope = ["erk", "uniform"]\nstop = 0.5'
+    )
+    assert [(one.label, one.options) for one in found] == [
+        (f"rigl[every={every},scope={scope}]", {"every": every, "scope": scope, "stop": 0.5})
+        for every in (10, 20)
+        for scope in ("erk", "uniform")
+    ]
+
+
+def test_a_label_names_a_variant_and_the_key_ignores_it(tmp_path):
+    one = plan_of(write_suite(tmp_path, '[methods.often]\nmethod = "rigl"\nevery = 5'))
+    two = plan_of(write_suite(tmp_path, "[methods.rigl]\nevery = 5"))
+    assert [cell.label for cell in one.manifest.cells] == ["often"]
+    assert one.manifest.cells[0].spec == two.manifest.cells[0].spec
+    assert one.manifest.cells[0].spec.options == (("every", 5),)
+
+
+def test_options_at_their_default_do_not_change_the_key(tmp_path):
+    one = plan_of(write_suite(tmp_path, "[methods.rigl]\nevery = 100\nstop = 0.75"))
+    two = plan_of(write_suite(tmp_path, "[methods.rigl]"))
+    assert one.manifest.cells[0].spec.key == two.manifest.cells[0].spec.key
+
+
+def test_a_whole_number_for_a_fraction_is_the_same_question(tmp_path):
+    one = plan_of(write_suite(tmp_path, "[methods.rigl]\nstop = 1", sparsities="[0]"))
+    two = plan_of(write_suite(tmp_path, "[methods.rigl]\nstop = 1.0", sparsities="[0.0]"))
+    assert one.manifest.cells[0].spec.key == two.manifest.cells[0].spec.key
+
+
+def test_a_methods_own_sparsities_replace_the_suites(tmp_path):
+    found = questions(tmp_path, "[methods.rigl]\nsparsities = [0.3]\n[methods.dpf]")
+    assert [(one.method, one.sparsity) for one in found] == [("rigl", 0.3), ("dpf", 0.9)]
+
+
+def test_a_methods_own_budget_replaces_the_suites(tmp_path):
+    found = questions(
+        tmp_path,
+        """
+[methods.dense]
+[methods.rigl]
+budget = { steps = 7 }
+[methods.dpf]
+budget = { max_multiple = 3 }
+[methods.one_shot]
+budget = { epochs = 5, max_multiple = 2 }
+""",
+        budget="{ epochs = 1, max_multiple = 1.5 }",
+    )
+    assert [(one.method, one.budget, one.max_multiple) for one in found] == [
+        ("dense", BudgetSpec(epochs=1), 1.5),
+        ("rigl", BudgetSpec(steps=7), 1.5),
+        ("dpf", BudgetSpec(epochs=1), 3),
+        ("one_shot", BudgetSpec(epochs=5), 2),
+    ]
+
+
+def test_the_multiple_is_one_unless_said_otherwise(tmp_path):
+    assert questions(tmp_path, "[methods.rigl]", budget="{ steps = 3 }")[0].max_multiple == 1
+
+
+def test_dense_is_one_cell_a_seed_at_sparsity_zero(tmp_path):
+    found = questions(tmp_path, "[methods.dense]", sparsities="[0.5, 0.9]", seeds="[0, 1]")
+    assert [(one.sparsity, one.seed) for one in found] == [(0.0, 0), (0.0, 1)]
+
+
+def test_a_penalty_driven_method_has_a_grid_and_no_sparsity(tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "gates", MethodInfo("gates:Gates", "", "penalty", ""))
+    found = questions(tmp_path, "[methods.gates]\nlam = [1e-6, 1e-5]", sparsities="[0.5, 0.9]")
+    assert [(one.sparsity, one.options) for one in found] == [
+        (None, {"lam": 1e-6}),
+        (None, {"lam": 1e-5}),
+    ]
+    with pytest.raises(SuiteError, match="a penalty drives gates; give a grid of its coefficient"):
+        questions(tmp_path, "[methods.gates]\nsparsities = [0.5]")
+
+
+def test_a_method_that_prunes_filters_takes_sparsities(tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "sfp", MethodInfo("sfp:SFP", "", "filters", ""))
+    assert [one.sparsity for one in questions(tmp_path, "[methods.sfp]")] == [0.9]
+
+
+def test_a_recipe_of_ones_own_lies_beside_the_suite(tmp_path):
+    recipe = write_recipe(tmp_path, "batch = 32\nlr = 0.3")
+    plan = plan_of(write_suite(tmp_path, recipe=recipe, budget="{ epochs = 1 }"))
+    assert (plan.recipe.batch, plan.recipe.lr) == (32, 0.3)
+    assert plan.manifest.cells[0].steps == 1437 // 32
+
+
+def test_too_few_images_for_a_batch_are_refused(tmp_path):
+    recipe = write_recipe(tmp_path, "batch = 1000\nlr = 0.3\nvalidation = 500")
+    with pytest.raises(
+        DataError, match=r"^tiny.toml: methods.dense: 1437 training images less 500"
+    ):
+        plan_of(write_suite(tmp_path, recipe=recipe))
+
+
+def test_a_crop_that_cannot_be_reflected_is_refused(tmp_path):
+    recipe = write_recipe(tmp_path, 'batch = 64\nlr = 0.3\ncrop = 8\npadding = "reflect"')
+    message = refusal(tmp_path, recipe=recipe)
+    assert message.startswith("tiny.toml: recipe own.toml: crop = 8 cannot reflect images of 8x8")
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps"),
+    [
+        (BudgetSpec(steps=7), 7),
+        (BudgetSpec(epochs=2), 44),
+        (BudgetSpec(epochs=0.5), 11),
+        (BudgetSpec(epochs=0.03), 1),
+    ],
+    ids=str,
+)
+def test_epochs_become_steps_of_whole_batches(budget, steps):
+    recipe = Recipe(title="", batch=64, lr=0.1, drops=(0.5, 0.75))
+    made = make_budget(budget, recipe, 1437)
+    assert (made.steps, made.steps_per_epoch, made.examples) == (steps, 22, 1437)
+    assert made.lr_drops == (0.5, 0.75)
+
+
+def test_a_plan_knows_steps_multiple_and_updates(tmp_path):
+    methods = "[methods.dense]\n[methods.one_shot]\n[methods.dpf]"
+    cells = plan_of(write_suite(tmp_path, methods)).manifest.cells
+    found = {cell.label: (cell.steps, cell.multiple, cell.updates) for cell in cells}
+    assert found["dense"] == (44, 1.0, 0)
+    assert found["one_shot"] == (52, 52 / 44, 0)  # 44 steps, and a fifth of them on top
+    assert found["dpf"] == (44, 1.0, math.ceil(44 / 16))
