@@ -66,11 +66,16 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class PhaseResult:
-    """One phase as it was trained: its name, its steps, and the mask density at its end."""
+    """One phase as it was trained.
+
+    Attributes:
+        density: of the masks after its last step; None where a penalty decides. What `finish` does
+            comes later and shows in the counts.
+    """
 
     name: str
     steps: int
-    density: float
+    density: float | None
 
 
 class CurvePoint(msgspec.Struct, frozen=True, array_like=True):

@@ -26,6 +26,7 @@ from methods.api import (
     SparsityMethod,
     TrainState,
 )
+from methods.masking import NoOrderError
 
 CURVE_POINTS = 200
 """A record keeps at most so many points of the training curve."""
@@ -120,13 +121,13 @@ class Trainer:
         masks = {name: torch.ones_like(parameters[name].detach()) for name in names}
         weights = method.prepare(model, masks)
         pruned = set(map(id, weights.values()))
-        others = [p for p in model.parameters() if id(p) not in pruned]
+        others = {name: p for name, p in model.named_parameters() if id(p) not in pruned}
         device = data.train.labels.device
         lr = torch.tensor(recipe.lr, device=device)
         settings = OptimizerSettings(
             recipe.optimizer, recipe.momentum, recipe.nesterov, recipe.weight_decay, recipe.betas
         )
-        optimizer = method.optimizer(list(weights.values()), others, lr, settings)
+        optimizer = method.optimizer(weights, others, lr, settings)
         progress = torch.zeros((), device=device)
         self.state = TrainState(model, weights, masks, optimizer, lr, progress)
 
@@ -184,14 +185,26 @@ class Trainer:
             self.cursor.extra_batches += 1
             yield self._own_streams[augmented].batch(position)
 
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Data term; normalisation statistics and the noise of training stay as they are."""
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        return self.data.info.shape
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Outputs (B, classes); normalisation statistics and the noise of training stay."""
         model = self.state.model
         # The forward pass writes its statistics into copies, and draws noise of its own.
         copies = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        with torch.enable_grad(), torch.random.fork_rng():
+        devices = [images.device] if images.device.type == "cuda" else []
+        with torch.enable_grad(), torch.random.fork_rng(devices):
             torch.manual_seed(derive(self.seed, "scoring", self.cursor.extra_batches))
-            return functional.cross_entropy(functional_call(model, copies, (images,)), labels)
+            outputs: Tensor = functional_call(model, copies, (images,))
+            return outputs
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Data term, from `logits`."""
+        with torch.enable_grad():
+            return functional.cross_entropy(self.logits(images), labels)
 
     def gradients(self, batches: int = 1, *, augmented: bool = True) -> Scores:
         """Mean gradient of the data term over extra batches, for every weight, masked or not."""
@@ -252,7 +265,9 @@ class Trainer:
         if phase.save_as is not None:
             self.snapshots[phase.save_as] = self._snapshot()
         masks = self.state.masks.values()
-        density = sum(int(m.count_nonzero()) for m in masks) / max(1, sum(m.numel() for m in masks))
+        kept = sum(int(mask.count_nonzero()) for mask in masks)
+        # Where a penalty decides, there are no masks to speak of.
+        density = None if self.density is None else kept / sum(mask.numel() for mask in masks)
         cursor.phases.append(PhaseResult(phase.name, phase.steps, density))
 
     def _snapshot(self) -> Snapshot:
@@ -336,7 +351,7 @@ class Trainer:
         try:
             with torch.no_grad():
                 yield
-        except ArithmeticError as error:
+        except NoOrderError as error:
             raise Diverged(f"after step {self.cursor.total}: {error}") from error
         self.cursor.update_seconds += time.perf_counter() - started
 

@@ -9,7 +9,7 @@ CUDA graph; hooks between steps see the `Run` and may do anything.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -131,11 +131,19 @@ class OptimizerSettings:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
 
-    def build(self, parameters: Sequence[nn.Parameter], lr: Tensor) -> Optimizer:
-        """The optimizer over `parameters`; reads `lr`, a () tensor, anew in every step."""
+    def build(
+        self, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: Tensor
+    ) -> Optimizer:
+        """The optimizer over parameters, or over torch's parameter groups.
+
+        Args:
+            parameters: a group may set what differs, such as `weight_decay`.
+            lr: () tensor, read anew in every step.
+        """
+        groups: Any = list(parameters)
         if self.name == "sgd":
             return torch.optim.SGD(
-                parameters,
+                groups,
                 lr=lr,
                 momentum=self.momentum,
                 nesterov=self.nesterov,
@@ -143,7 +151,7 @@ class OptimizerSettings:
                 fused=True,
             )
         kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
-        return kind(parameters, lr=lr, betas=self.betas, weight_decay=self.weight_decay, fused=True)
+        return kind(groups, lr=lr, betas=self.betas, weight_decay=self.weight_decay, fused=True)
 
 
 @dataclass
@@ -196,15 +204,22 @@ class Run(Protocol):
     def generator(self) -> torch.Generator:
         """The method's own random stream, on the CPU, seeded by the cell."""
 
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+
     def batches(self, count: int, *, augmented: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
         """Training batches from a stream of the method's own; they are metered in the record."""
 
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Data term of the loss; leaves buffers and random streams untouched.
+    def logits(self, images: Tensor) -> Tensor:
+        """The network's outputs, (B, classes); leaves buffers and random streams untouched.
 
         It comes with its graph, but hooks run without gradient tracking: what is computed from it
         and differentiated again stands under `torch.enable_grad()`.
         """
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Data term of the loss, () tensor, from `logits`."""
 
     def gradients(self, batches: int = 1, *, augmented: bool = True) -> Scores:
         """Mean gradient of the data term over extra batches, for every weight, masked or not."""
@@ -270,13 +285,20 @@ class SparsityMethod:
 
     def optimizer(
         self,
-        weights: Sequence[nn.Parameter],
-        others: Sequence[nn.Parameter],
+        weights: Mapping[str, nn.Parameter],
+        others: Mapping[str, nn.Parameter],
         lr: Tensor,
         settings: OptimizerSettings,
     ) -> Optimizer:
-        """The optimizer over the prunable weights and all other parameters."""
-        return settings.build([*weights, *others], lr)
+        """The optimizer of the run.
+
+        Args:
+            weights: what `prepare` returned.
+            others: all other parameters, by their name in the prepared model.
+            lr: () tensor that the optimizer reads in every step.
+            settings: the recipe's optimizer.
+        """
+        return settings.build([*weights.values(), *others.values()], lr)
 
     # Between steps, eager, may wait for the device: values.
 

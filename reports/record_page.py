@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from tabulate import tabulate
 
-from bench.record import Counts, Record
+from bench.record import Counts, PhaseResult, Record
 
 
 def record_page(record: Record) -> str:
@@ -48,16 +48,15 @@ def _measured(record: Record) -> Iterator[tuple[str, str]]:
         yield from _counted(record.counts)
     yield "steps", f"{record.steps:,}, and {record.extra_batches:,} extra batches"
     yield "budget multiple", f"{record.multiple:.4f}"
-    yield (
-        "phases",
-        ", ".join(
-            f"{phase.name} ({phase.steps:,} steps, mask density {phase.density:.4g})"
-            for phase in record.phases
-        ),
-    )
+    yield "phases", ", ".join(map(_phase, record.phases))
     times = record.times
     yield "train seconds", f"{times.train_seconds:.1f}, mask updates {times.update_seconds:.2f}"
     yield "evaluation seconds", f"{times.eval_seconds:.2f}"
+
+
+def _phase(phase: PhaseResult) -> str:
+    density = "" if phase.density is None else f", mask density {phase.density:.4g}"
+    return f"{phase.name} ({phase.steps:,} steps{density})"
 
 
 def _counted(counts: Counts) -> Iterator[tuple[str, str]]:

@@ -260,6 +260,11 @@ class FakeRun:
     def batches(self, count: int, *, augmented: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
         raise NotImplementedError("a FakeRun has no data; use tiny_trainer")
 
+    input_shape: tuple[int, int, int] = (3, 16, 16)
+
+    def logits(self, images: Tensor) -> Tensor:
+        raise NotImplementedError("a FakeRun has no network; use tiny_trainer")
+
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         raise NotImplementedError("a FakeRun has no network; use tiny_trainer")
 

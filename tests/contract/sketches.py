@@ -7,13 +7,14 @@ versions may differ. Sections are those of the methods' papers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional
 from torch.optim import Optimizer
 
 from methods.allocation import apportion, keep_count
@@ -70,11 +71,14 @@ class LotterySketch(MaskedMethod):
 class GraSPSketch(PruneAtInit):
     """Keeps the weights whose removal would lower the gradient's norm (Wang et al., 2020)."""
 
+    temperature: float = 1.0
+
     def scores(self, run: Run) -> Scores:
         weights = run.state.weights
         ((images, labels),) = run.batches(1, augmented=False)
         with torch.enable_grad():
-            loss = run.loss(images, labels)
+            # The paper divides the outputs by a temperature.
+            loss = functional.cross_entropy(run.logits(images) / self.temperature, labels)
             found = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
             product = torch.stack([(g * g.detach()).sum() for g in found]).sum()
         hessian_gradient = torch.autograd.grad(product, list(weights.values()))
@@ -90,8 +94,7 @@ class SynFlowSketch(PruneAtInit):
 
     def start_phase(self, run: Run) -> None:
         assert run.density is not None
-        ((images, _),) = run.batches(1)  # for its shape alone
-        ones = torch.ones_like(images[:1], dtype=torch.float64)
+        ones = torch.ones(1, *run.input_shape, dtype=torch.float64)
         run.state.model.eval()
         for r in range(1, self.rounds + 1):
             scores = self.flow(run, ones)
@@ -212,12 +215,15 @@ class DeepRSketch(MaskedMethod):
 
     def optimizer(
         self,
-        weights: Sequence[nn.Parameter],
-        others: Sequence[nn.Parameter],
+        weights: Mapping[str, nn.Parameter],
+        others: Mapping[str, nn.Parameter],
         lr: Tensor,
         settings: OptimizerSettings,
     ) -> Optimizer:
-        groups = [{"params": weights, "rewired": True}, {"params": others, "rewired": False}]
+        groups = [
+            {"params": list(weights.values()), "rewired": True},
+            {"params": list(others.values()), "rewired": False},
+        ]
         return LangevinSGD(groups, lr, self.l1, self.noise)
 
     def start_phase(self, run: Run) -> None:
@@ -317,20 +323,19 @@ class L0Sketch(SparsityMethod):
         found = {}
         for name in masks:
             gate = HardConcrete(model.get_parameter(name).detach())
-            gate.log_alpha.is_gate = True  # type: ignore[attr-defined]  # for `optimizer`, below
             found[name] = attach(model, name, gate)
         return found
 
     def optimizer(
         self,
-        weights: Sequence[nn.Parameter],
-        others: Sequence[nn.Parameter],
+        weights: Mapping[str, nn.Parameter],
+        others: Mapping[str, nn.Parameter],
         lr: Tensor,
         settings: OptimizerSettings,
     ) -> Optimizer:
-        gates = [p for p in others if hasattr(p, "is_gate")]
-        rest = [p for p in [*weights, *others] if not hasattr(p, "is_gate")]
-        groups: Any = [{"params": rest}, {"params": gates, "weight_decay": 0.0}]
+        gates = [p for name, p in others.items() if name.endswith("log_alpha")]
+        rest = [p for name, p in others.items() if not name.endswith("log_alpha")]
+        groups = [{"params": [*weights.values(), *rest]}, {"params": gates, "weight_decay": 0.0}]
         return settings.build(groups, lr)
 
     def penalty(self, state: TrainState) -> Tensor:
