@@ -247,9 +247,7 @@ class Trainer:
         phase = self.phase
         fraction = self.cursor.step / max(1, phase.steps)
         if phase.lr is not None:
-            base = phase.lr.peak * self.recipe.lr
-            own = Recipe(title="", batch=1, lr=base, schedule="cosine")
-            return own.lr_at(fraction) if phase.lr.shape == "cosine" else base
+            return self.recipe.lr * phase.lr.factor(fraction)
         low, high = phase.lr_window
         return self.recipe.lr_at(low + fraction * (high - low))
 

@@ -9,6 +9,7 @@ CUDA graph; hooks between steps see the `Run` and may do anything.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
@@ -93,6 +94,12 @@ class LearningRate:
 
     peak: float
     shape: Literal["cosine", "constant"] = "cosine"
+
+    def factor(self, fraction: float) -> float:
+        """What the recipe's base rate is multiplied by when `fraction` of the phase is done."""
+        if self.shape == "constant":
+            return self.peak
+        return self.peak * (1 + math.cos(math.pi * fraction)) / 2
 
 
 @dataclass(frozen=True, slots=True)

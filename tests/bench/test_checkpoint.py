@@ -24,10 +24,10 @@ KEY = "0123456789ab"
 ADAM = Recipe(title="", batch=32, lr=0.001, optimizer="adam", validation=64)
 
 
-def advanced(steps: int, method: str = "rigl", **fields: object) -> Trainer:
+def advanced(done: int, method: str = "rigl", **fields: object) -> Trainer:
     """A run that has done some steps."""
     trainer = tiny_trainer(method, **fields)  # type: ignore[arg-type]
-    for _ in itertools.islice(trainer.run(), steps):
+    for _ in itertools.islice(trainer.run(), done):
         pass
     return trainer
 
