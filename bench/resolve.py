@@ -202,7 +202,8 @@ def _differing_model_options(question: Question) -> Options:
     defaults = model_options(question.model)
     return tuple(
         sorted(
-            (name, value)
+            # timm's options have no declared type: 0 and 0.0 must be one question.
+            (name, int(value) if isinstance(value, float) and value.is_integer() else value)
             for name, value in question.model_options.items()
             if name not in defaults or defaults[name] != value
         )

@@ -100,6 +100,17 @@ def test_a_worker_that_is_killed_costs_its_cell_and_no_other(tmp_path, quick_wor
     assert len(stored(tmp_path / "records")) == 4
 
 
+def test_a_worker_whose_parent_is_gone_stops_in_the_middle_of_its_cell(tmp_path, quick_workers):
+    suite = write_suite(tmp_path, budget="{ steps = 1_000_000 }")
+    (task,) = tasks_of(plan_of(suite), Store(tmp_path / "records", "tiny"))
+    worker = executors._start_worker(threads=1)
+    worker.connection.send(task)
+    assert isinstance(worker.connection.recv(), runner.Progress)
+    worker.connection.close()
+    worker.process.join(10)
+    assert worker.process.exitcode == 0
+
+
 def test_two_runners_at_once_train_each_cell_once(tmp_path):
     suite = write_suite(tmp_path, METHODS, budget="{ epochs = 10, max_multiple = 1.2 }")
     arguments = ("run", suite, "--records", tmp_path / "records", "--workers", "1")

@@ -92,11 +92,14 @@ def test_a_drop_falls_on_the_exact_step(steps, tenths):
     assert first == -(-tenths * steps // 10)  # the ceiling of the product, in integers
 
 
-def test_a_drop_inside_a_window_of_a_phase_falls_on_the_exact_step():
-    # A round that starts at 0.1 of the schedule: low + step / steps * (high - low).
-    decayed = recipe(lr=1.0, drops=(0.3,))
-    rates = [decayed.lr_at(0.1 + step / 90 * 0.9) for step in range(90)]
-    assert next(step for step, rate in enumerate(rates) if rate < 1) == 20
+@pytest.mark.parametrize(
+    ("low", "steps", "drop", "first"), [(0.1, 90, 0.3, 20), (0.1, 90, 0.9, 80), (0.3, 70, 0.4, 10)]
+)
+def test_a_drop_inside_a_window_of_a_phase_falls_on_the_exact_step(low, steps, drop, first):
+    # A round that starts later in the schedule; 0.3 + 10 / 70 * 0.7 is 0.39999999999999997.
+    decayed = recipe(lr=1.0, drops=(drop,))
+    rates = [decayed.lr_at(low + step / steps * (1.0 - low)) for step in range(steps)]
+    assert next(step for step, rate in enumerate(rates) if rate < 1) == first
 
 
 def test_a_cosine_schedule_falls_to_zero():

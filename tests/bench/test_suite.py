@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -486,3 +487,25 @@ def test_a_plan_knows_steps_multiple_and_updates(tmp_path):
     assert found["dense"] == (44, 1.0, 0)
     assert found["one_shot"] == (52, 52 / 44, 0)  # 44 steps, and a fifth of them on top
     assert found["dpf"] == (44, 1.0, math.ceil(44 / 16))
+
+
+@pytest.mark.parametrize("label", ["two\nlines", "", "bell\x07"])
+def test_a_label_is_one_line_of_text(label, tmp_path):
+    path = tmp_path / "odd.toml"
+    path.write_text(
+        'dataset = "digits"\nrecipe = "digits"\nmodels = ["lenet_300_100"]\nsparsities = [0.5]\n'
+        f'budget = {{ steps = 5 }}\n[methods.{json.dumps(label)}]\nmethod = "rigl"\n'
+    )
+    with pytest.raises(SuiteError, match="is no label"):
+        suite.load(str(path))
+
+
+def test_a_whole_number_is_one_option_of_a_timm_model_however_it_is_written(tmp_path):
+    asked = '[{{ name = "timm:resnet18", drop_rate = {} }}]'
+    keys = {
+        plan_of(write_suite(tmp_path, "[methods.dense]", models=asked.format(value)))
+        .manifest.cells[0]
+        .spec.key
+        for value in ("0", "0.0")
+    }
+    assert len(keys) == 1

@@ -132,11 +132,12 @@ def test_two_workers_whose_parent_is_killed_stop_and_lose_nothing(tmp_path):
     undisturbed, records = tmp_path / "undisturbed", tmp_path / "records"
     train(path, undisturbed)
     arguments = ("run", path, "--records", records, "--workers", "2")
-    arguments += ("--checkpoint-seconds", "0.05")
+    arguments += ("--checkpoint-seconds", "0")
 
     run = sparsebench(*arguments, cwd=tmp_path)
     try:
-        wait_for(lambda: len(saved(records)) == 2 or run.poll() is not None, seconds=120)
+        # Both train; or one has finished a cell before the other, on a busy machine, was there.
+        wait_for(lambda: len(saved(records)) == 2 or stored(records), seconds=120)
         assert run.poll() is None, run.communicate()
         started = children(run.pid) if Path("/proc/self/task").exists() else []
     finally:
@@ -144,9 +145,9 @@ def test_two_workers_whose_parent_is_killed_stop_and_lose_nothing(tmp_path):
         run.communicate()
     if started:
         assert len(started) >= 2
-        # They notice when they next have something to say.
-        wait_for(lambda: not any(map(runs, started)), seconds=10)
-    assert len(saved(records)) >= 1
+        # They notice when they next have something to say; one that is loading torch, after that.
+        wait_for(lambda: not any(map(runs, started)))
+    assert saved(records)
 
     # How many workers there are does not matter, and one needs no time to start.
     again = Command(*arguments, "--workers", "1", output=tmp_path / "output.txt")
