@@ -226,7 +226,8 @@ def report(
     records: Records = Path("records"),
 ) -> None:
     """Print the markdown table of each suite that has records."""
-    _print_report(records, [Path(name).stem for name in suite] if suite else None)
+    names = [Path(name).name.removesuffix(".toml") for name in suite or []]
+    _print_report(records, names or None)
 
 
 @app.command()

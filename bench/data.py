@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,10 @@ class Data:
     train: Split
     validation: Split
     test: Split
+
+    def without_test(self) -> Data:
+        """The data as a trainer gets it: no decision can follow from a test image."""
+        return dataclasses.replace(self, test=Split(self.train.images[:0], self.train.labels[:0]))
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, H, W, C) -> float32 (B, C, H, W), mean 0 and variance 1, channels last."""

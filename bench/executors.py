@@ -84,7 +84,8 @@ class _Queue:
         """Writes the record; the unfinished run is no longer needed."""
         task, _ = self.taken[event.key]
         self.store.put(event.record)
-        if event.record.status in FINAL:
+        # What broken code saved is no start for mended code; a worker that died was not at fault.
+        if event.record.status in FINAL or event.record.traceback:
             # A process killed while it wrote leaves its temporary file behind.
             for left in task.checkpoint.parent.glob(f"*{task.checkpoint.name}*"):
                 left.unlink(missing_ok=True)

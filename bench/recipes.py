@@ -66,7 +66,9 @@ class Recipe:
             f"momentum = {self.momentum}: must lie in [0, 1)": 0 <= self.momentum < 1,
             f"betas = {list(self.betas)}: must lie in [0, 1)": all(0 <= b < 1 for b in self.betas),
             "nesterov = true needs a momentum above 0": not self.nesterov or self.momentum > 0,
-            f"weight_decay = {self.weight_decay}: must be at least 0": self.weight_decay >= 0,
+            f"weight_decay = {self.weight_decay}: must be at least 0": 0
+            <= self.weight_decay
+            < math.inf,
             f"drops = {list(self.drops)}: must ascend inside (0, 1)": list(self.drops)
             == sorted({drop for drop in self.drops if 0 < drop < 1}),
             f"factor = {self.factor}: must lie in (0, 1]": 0 < self.factor <= 1,

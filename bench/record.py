@@ -130,7 +130,7 @@ class Record:
         top1: test accuracy in percent of the finished network after the last step; never the best
             epoch. top5 likewise, for more than 5 classes.
         steps: optimizer steps over all phases.
-        extra_batches: batches that the method asked for besides (scores, growth).
+        extra_batches: batches that the method computed besides (scores, growth).
         multiple: (steps + extra_batches) / steps of the budget.
         weights_hash: of the finished network's parameters and buffers.
     """

@@ -17,6 +17,7 @@ from torch import nn
 from bench import datasets, recipes
 from bench.datasets import Arrays, DatasetInfo
 from bench.errors import BudgetExceeded, DataError, SuiteError, UnknownName
+from bench.planning import MAX_STEPS, check_plan
 from bench.prunable import PRESETS, prunable_names
 from bench.recipes import Recipe
 from bench.seeds import derive
@@ -27,9 +28,6 @@ from methods import get_method
 from methods.allocation import keep_count
 from methods.api import Budget, SparsityMethod
 from models import create_model, is_known, model_options, names_like
-
-MAX_STEPS = 1e12
-"""More is a slip of the pen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +118,9 @@ def make_budget(spec: BudgetSpec, recipe: Recipe, examples: int) -> Budget:
 
 def _check_crop(recipe: Recipe, info: DatasetInfo, suite: Suite) -> None:
     _, height, width = info.shape
-    if recipe.padding == "reflect" and recipe.crop >= min(height, width):
+    if recipe.crop >= min(height, width):
         raise SuiteError(
-            f"{suite.where}: recipe {suite.recipe}: crop = {recipe.crop} cannot reflect images of "
+            f"{suite.where}: recipe {suite.recipe}: crop = {recipe.crop} is too much for images of "
             f"{height}x{width}; it must be below {min(height, width)}."
         )
 
@@ -156,6 +154,7 @@ def _cell(question: Question, suite: Suite, recipe: Recipe, arrays: Arrays) -> C
     density = None if question.sparsity is None else 1 - question.sparsity
     try:
         plan = method.plan(budget, density)
+        check_plan(plan)
     except ValueError as error:
         raise SuiteError(f"{where}: {question.method}: {error}.") from error
     steps = sum(phase.steps for phase in plan)

@@ -125,7 +125,7 @@ def run_cell(task: Task) -> Iterator[Event]:
         record = attempt.record("diverged", str(error))
     except ContractBroken as error:
         record = attempt.record("invalid", str(error))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())  # one line
         record = attempt.record("failed", reason, traceback=traceback.format_exc())
     yield Finished(spec.key, record)
@@ -150,10 +150,9 @@ class _Attempt:
                 f"{arrays.hash}, expected {spec.data_hash}). Run the suite again."
             )
         self.method = make_method(spec.method, dict(spec.options), spec.slug)
-        model = make_model(spec.model, arrays.info, dict(spec.model_options), spec.seed)
+        self.info = arrays.info
+        model = self.fresh_model()
         self.structure = _structure(model)
-        # Convolutions are 1.2 to 1.5 times faster with channels last; other layers do not care.
-        model = model.to(self.device).to(memory_format=torch.channels_last)
         self.names = prunable_names(model, self.method, spec.prunable)
         self.data = to_device(arrays, task.recipe, self.device)
         self.budget = make_budget(spec.budget, task.recipe, len(self.data.train))
@@ -162,12 +161,19 @@ class _Attempt:
             self.method,
             model,
             self.names,
-            self.data,
+            self.data.without_test(),
             task.recipe,
             self.budget,
             self.density,
             spec.seed,
         )
+
+    def fresh_model(self) -> nn.Module:
+        """The network as the cell's seed initialises it, on the device."""
+        spec = self.task.cell.spec
+        model = make_model(spec.model, self.info, dict(spec.model_options), spec.seed)
+        # Convolutions are 1.2 to 1.5 times faster with channels last; other layers do not care.
+        return model.to(self.device).to(memory_format=torch.channels_last)
 
     def train(self) -> Iterator[Event]:
         """Runs to the last step, saving now and then."""
@@ -204,11 +210,14 @@ class _Attempt:
             ContractBroken: the network is not the plain one.
             Diverged: its outputs are not finite.
         """
-        model = self.trainer.state.model
-        if _structure(model) != self.structure:
+        trained = self.trainer.state.model
+        if _structure(trained) != self.structure:
             raise ContractBroken(
                 "the finished network has other modules or tensors than the plain one"
             )
+        # Only the tensors count: whatever else a method did to the module stays behind.
+        model = self.fresh_model()
+        model.load_state_dict(trained.state_dict())
         with self._evaluation_clock():
             found = evaluate(model, self.data.test, self.data)
         if not math.isfinite(found.loss):

@@ -121,6 +121,14 @@ class Store:
             if path.name != "suite.json":
                 yield read(path)
 
+    def attempts(self) -> list[Record]:
+        """Every failed try, a cell's last one behind its others."""
+        found = [decode(path.read_bytes(), str(path)) for path in self._attempt_paths()]
+        return sorted(found, key=lambda record: record.times.started)
+
+    def _attempt_paths(self) -> list[Path]:
+        return sorted((self.folder / "attempts").glob("*.json"))
+
     def put_manifest(self, manifest: Manifest) -> None:
         """Writes the list of the suite's cells."""
         text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
@@ -151,7 +159,8 @@ def read(path: Path) -> Record:
         RecordError: it is damaged, or its content no longer gives the key in its name.
     """
     record = decode(path.read_bytes(), str(path))
-    if not path.stem.endswith(record.spec.key):
+    stem = path.stem.rpartition("-")[0] if path.parent.name == "attempts" else path.stem
+    if not stem.endswith(record.spec.key):
         raise RecordError(
             f"{path}: the file was edited or renamed (its content has key {record.spec.key}). "
             "Restore it, or move it away and run the suite again."
@@ -171,7 +180,8 @@ def find(root: Path, text: str) -> Path:
         UnknownName: there is none, or more than one.
     """
     paths = [path for path in sorted(root.glob("*/*.json")) if path.name != "suite.json"]
-    names = {f"{path.parent.name}/{path.stem}": path for path in paths}
+    paths += sorted(root.glob("*/attempts/*.json"))
+    names = {str(path.relative_to(root).with_suffix("")): path for path in paths}
     wanted = text.removesuffix(".json")
     found = [path for name, path in names.items() if wanted in name]
     if wanted in names:

@@ -158,8 +158,8 @@ def _questions(file: SuiteFile, where: str) -> Iterator[Question]:
     seen: set[tuple[object, ...]] = set()
     for label, table in file.methods.items():
         place = f"{where}: methods.{label}"
-        if not label.isprintable() or not label:
-            raise SuiteError(f"{where}: methods: {label!r} is no label; give one line of text.")
+        if not label.isprintable() or not label or "|" in label:
+            raise SuiteError(f"{where}: methods: {label!r} is no label; give one line without '|'.")
         if not isinstance(table, dict):
             raise SuiteError(f"{place}: found {table!r}; give a table: [methods.{label}]")
         if isinstance(table.get("budget"), dict):

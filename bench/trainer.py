@@ -40,7 +40,7 @@ class Cursor:
         phase: index in the plan; `step` counts within it.
         position: of the next batch in the training stream; a rewind sets it back.
         total: optimizer steps done, all phases.
-        extra_batches: batches that the method asked for.
+        drawn: batches that the method asked for; `scored`: its forward passes outside training.
         train_seconds: wall-clock of training, data and hooks; the hooks' part is `update_seconds`.
     """
 
@@ -48,12 +48,18 @@ class Cursor:
     step: int = 0
     position: int = 0
     total: int = 0
-    extra_batches: int = 0
+    drawn: int = 0
+    scored: int = 0
     train_seconds: float = 0.0
     update_seconds: float = 0.0
     eval_seconds: float = 0.0
     curve: list[CurvePoint] = field(default_factory=list)
     phases: list[PhaseResult] = field(default_factory=list)
+
+    @property
+    def extra_batches(self) -> int:
+        """What the method computed besides the steps: a batch that is used twice counts twice."""
+        return max(self.drawn, self.scored)
 
 
 @dataclass
@@ -175,14 +181,14 @@ class Trainer:
             self.method.finish(self)
 
     def batches(self, count: int, *, augmented: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training batches from the method's own stream; each is metered."""
+        """Training batches from the method's own stream; they are metered."""
         if augmented not in self._own_streams:
             self._own_streams[augmented] = BatchStream(
                 self.data, self.recipe, self.seed, "method", augmented=augmented
             )
         for _ in range(count):
-            position = self.cursor.extra_batches
-            self.cursor.extra_batches += 1
+            position = self.cursor.drawn
+            self.cursor.drawn += 1
             yield self._own_streams[augmented].batch(position)
 
     @property
@@ -197,7 +203,8 @@ class Trainer:
         copies = {name: buffer.clone() for name, buffer in model.named_buffers()}
         devices = [images.device] if images.device.type == "cuda" else []
         with torch.enable_grad(), torch.random.fork_rng(devices):
-            torch.manual_seed(derive(self.seed, "scoring", self.cursor.extra_batches))
+            torch.manual_seed(derive(self.seed, "scoring", self.cursor.scored))
+            self.cursor.scored += 1
             outputs: Tensor = functional_call(model, copies, (images,))
             return outputs
 
@@ -222,6 +229,7 @@ class Trainer:
         if phase.updates is not None and phase.updates.due(cursor.step):
             with self._cold_hook():
                 method.update(self)
+                method.project(state)  # the coming forward pass sees the new masks
         else:
             self._set_clock()
         images, labels = self.stream.batch(cursor.position)

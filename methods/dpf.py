@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from methods.allocation import Scope
 from methods.api import Budget, Cadence, Phase, Run, SparsityMethod, option
-from methods.masking import magnitudes, write_masks
+from methods.masking import fill_zeros, magnitudes, write_masks
 from methods.parametrizations import MaskSTE, attach, bake
 from methods.schedules import cubic_density, ramp
 
@@ -62,4 +62,5 @@ class DPF(SparsityMethod):
         """Ranks a last time, at the target, and writes masked weights into the plain network."""
         assert run.density is not None
         write_masks(run.state, magnitudes(run.state), run.density, self.scope)
+        fill_zeros(run.state)
         bake(run.state.model)

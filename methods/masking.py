@@ -12,10 +12,11 @@ from methods.allocation import Scope, allocate, keep_count
 from methods.api import Budget, Phase, Run, Scores, SparsityMethod, TrainState
 
 GROWN = 1e-12
-"""Value of a connection as it grows: zero to the arithmetic, a non-zero to the counter.
+"""Least value of a weight that is kept: zero to the arithmetic, a non-zero to the counter.
 
-A grown weight may never receive a gradient (a border pixel of MNIST is always 0). At exactly 0 the
-finished network would have fewer non-zeros than its masks; Bellec et al.'s code grows at 1e-12 too.
+A weight grows at this value, and may never get a gradient: a unit beside it can be dead.
+At exactly 0 the finished network would have fewer non-zeros than its masks. Bellec et al.'s code
+grows at 1e-12 too.
 """
 
 
@@ -112,6 +113,16 @@ def reset_optimizer(state: TrainState) -> None:
                 value.zero_()
 
 
+def fill_zeros(state: TrainState) -> None:
+    """Gives weights that are kept, but happen to be exactly 0, the least value that counts.
+
+    Some initialisations draw an exact 0 now and then, or start a layer at 0.
+    """
+    for name, mask in state.masks.items():
+        weight = state.weights[name]
+        weight.masked_fill_((weight == 0) & (mask != 0), GROWN)
+
+
 def clear_buffers(state: TrainState, where: Scores) -> None:
     """Zeroes the optimizer's memory of single weights.
 
@@ -160,6 +171,10 @@ class MaskedMethod(SparsityMethod):
         """Prunes to the phase's density, if it names one."""
         if run.phase.density is not None:
             self.prune(run, run.phase.density)
+
+    def finish(self, run: Run) -> None:
+        """Leaves as many non-zeros as the masks have ones."""
+        fill_zeros(run.state)
 
     def project(self, state: TrainState) -> None:
         """Holds pruned weights at zero."""

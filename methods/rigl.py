@@ -31,7 +31,7 @@ class RigL(DropGrow):
     """
 
     paper: ClassVar[str] = "arXiv:1911.11134"
-    batches: int = option(1, "[1, inf)")
+    batches: int = option(1, "[1, 1000]")
 
     def fraction(self, run: Run) -> float:
         """Cosine annealing."""

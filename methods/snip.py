@@ -26,7 +26,7 @@ class SNIP(PruneAtInit):
     """
 
     paper: ClassVar[str] = "arXiv:1810.02340"
-    batches: int = option(1, "[1, inf)")
+    batches: int = option(1, "[1, 1000]")
 
     def scores(self, run: Run) -> Scores:
         """Connection sensitivity."""

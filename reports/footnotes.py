@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from bench.record import Environment
+from bench.record import Environment, Record
 from bench.spec import CellSpec
 from reports.aggregate import Results, Row, budget_text, judged, name_text
 
@@ -32,7 +32,7 @@ MARKS = {
 }
 
 
-def footnotes(results: Results, failed: int) -> Iterator[str]:
+def footnotes(results: Results, attempts: Sequence[Record]) -> Iterator[str]:
     """What the numbers mean, what they were measured with, and what is wrong with them."""
     rows = results.rows
     seeds = sorted({spec.seed for row in rows for spec in row.specs})
@@ -50,9 +50,10 @@ def footnotes(results: Results, failed: int) -> Iterator[str]:
     if dead := [f"{name_text(row)}: {', '.join(row.dead)}" for row in rows if row.dead]:
         yield f"†: emptied layers ({'; '.join(dead)})."
     yield from reasons(rows)
-    if failed:
-        tries = plural(failed, "failed attempt")
+    if attempts:
+        tries = plural(len(attempts), "failed attempt")
         yield f"{tries} in `attempts/`; a cell that only failed counts as not run."
+        yield from failures(rows, attempts)
     if results.stale:
         verb = "is" if results.stale == 1 else "are"
         records = plural(results.stale, "record")
@@ -82,6 +83,17 @@ def reasons(rows: Iterable[Row]) -> Iterator[str]:
                 # A reason may quote an exception of several lines; a footnote has one.
                 reason = " ".join(record.reason.split()) or "no finite accuracy"
                 yield f"{name_text(row)}, seed {record.spec.seed}: {status}: {reason}"
+
+
+def failures(rows: Iterable[Row], attempts: Iterable[Record]) -> Iterator[str]:
+    """One line for each cell that only failed, with the reason of its last try."""
+    last = {record.spec.key: record for record in attempts}
+    for row in rows:
+        done = {record.spec.key for record in row.finished}
+        for spec in row.specs:
+            if spec.key in last and spec.key not in done:
+                reason = " ".join(last[spec.key].reason.split())
+                yield f"{name_text(row)}, seed {spec.seed}: failed: {reason}"
 
 
 def varies(rows: Iterable[Row], text: Callable[[CellSpec], str]) -> bool:

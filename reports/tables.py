@@ -20,13 +20,15 @@ Columns = dict[str, Callable[[Row], str]]
 WORDS = {"model", "method", "options", *CONDITIONS}
 
 
-def suite_table(manifest: Manifest, records: Iterable[Record], failed: int = 0) -> str:
+def suite_table(
+    manifest: Manifest, records: Iterable[Record], attempts: Sequence[Record] = ()
+) -> str:
     """One suite as a markdown table with its title above and its footnotes below.
 
     Args:
         manifest: the cells that the suite asks for.
         records: its final records; those of other cells are counted, not shown.
-        failed: number of failed attempts that lie beside the records.
+        attempts: failed tries that lie beside the records, the last of a cell behind the others.
     """
     results = aggregate(manifest, records)
     models = {model_text(row.spec) for row in results.rows}
@@ -34,7 +36,7 @@ def suite_table(manifest: Manifest, records: Iterable[Record], failed: int = 0) 
     title = f"{manifest.title or manifest.suite} ({about})"
     shown = columns(results.rows)
     lines = [[text(row) for text in shown.values()] for row in results.rows]
-    return section(title, list(shown), lines, WORDS, footnotes(results, failed))
+    return section(title, list(shown), lines, WORDS, footnotes(results, attempts))
 
 
 def report(root: Path, suites: Sequence[str] | None = None) -> str:
@@ -51,8 +53,7 @@ def report(root: Path, suites: Sequence[str] | None = None) -> str:
 
 def stored_table(source: Store) -> str:
     """The table of one suite as it lies in its folder."""
-    failed = len(list((source.folder / "attempts").glob("*.json")))
-    return suite_table(source.manifest(), source.records(), failed)
+    return suite_table(source.manifest(), source.records(), source.attempts())
 
 
 def columns(rows: Sequence[Row]) -> Columns:

@@ -44,6 +44,7 @@ ORDER = (
     "listing",
     "live",
     "environment",
+    "planning",
     "prunable",
     "data",
     "evaluate",

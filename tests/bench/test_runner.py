@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import re
@@ -16,6 +17,7 @@ from torch import nn
 from bench import resolve, runner
 from bench.checkpoint import tensor_hash
 from bench.data import Split
+from bench.executors import execute
 from bench.record import PhaseResult, decode
 from bench.runner import Finished, Note, Progress, run_cell
 from bench.store import Store
@@ -399,3 +401,58 @@ def test_a_disk_that_cannot_be_written_fails_the_cell_alone(tmp_path):
     *_, last = run_cell(dataclasses.replace(task, weights=blocked / "weights.safetensors"))
     assert last.record.status == "failed"
     assert "blocked" in last.record.reason
+
+
+@dataclass(frozen=True)
+class Disguised(MaskedMethod):
+    """Prunes at the end, and lets the dense network answer in the pruned one's place."""
+
+    def finish(self, run):
+        model = run.state.model
+        dense = copy.deepcopy(model)
+        self.prune(run, run.density)
+        self.project(run.state)
+        model.forward = dense.forward
+
+
+def test_only_the_tensors_of_the_finished_network_are_measured(tmp_path, monkeypatch):
+    register(monkeypatch, "disguised", Disguised)
+    suite = write_suite(tmp_path, "[methods.disguised]\n[methods.dense]", sparsities="[0.99]")
+    disguised, dense = train(suite, tmp_path / "records")
+    if disguised.label == "dense":
+        disguised, dense = dense, disguised
+    assert disguised.counts.prunable_nonzero == disguised.counts.target_nonzero
+    assert disguised.top1 < dense.top1 - 20
+
+
+def test_a_kept_weight_that_happens_to_be_zero_still_counts(tmp_path, monkeypatch):
+    @dataclass(frozen=True)
+    class OneZero(MaskedMethod):
+        def finish(self, run):
+            self.prune(run, run.density)
+            self.project(run.state)
+            for name, weight in run.state.weights.items():
+                weight[tuple(run.state.masks[name].nonzero()[0])] = 0.0
+            super().finish(run)
+
+    register(monkeypatch, "one_zero", OneZero)
+    record = train_one(write_suite(tmp_path, "[methods.one_zero]"), tmp_path / "records")
+    assert record.status == "ok"
+    assert record.counts.idle == 3
+
+
+def test_a_bug_in_a_hook_is_a_failure_and_leaves_no_checkpoint(tmp_path, monkeypatch):
+    @dataclass(frozen=True)
+    class Buggy(MaskedMethod):
+        def finish(self, run):
+            raise ZeroDivisionError("division by zero")
+
+    register(monkeypatch, "buggy", Buggy)
+    suite = write_suite(tmp_path, "[methods.buggy]")
+    plan = plan_of(suite)
+    store = Store(tmp_path / "records", "tiny")
+    (task,) = tasks_of(plan, store, checkpoint_seconds=0)
+    events = list(execute([task], store, 1, 1))
+    assert events[-1].record.status == "failed"
+    assert "ZeroDivisionError" in events[-1].record.traceback
+    assert not task.checkpoint.exists()

@@ -460,7 +460,7 @@ def test_too_few_images_for_a_batch_are_refused(tmp_path):
 def test_a_crop_that_cannot_be_reflected_is_refused(tmp_path):
     recipe = write_recipe(tmp_path, 'batch = 64\nlr = 0.3\ncrop = 8\npadding = "reflect"')
     message = refusal(tmp_path, recipe=recipe)
-    assert message.startswith("tiny.toml: recipe own.toml: crop = 8 cannot reflect images of 8x8")
+    assert message.startswith("tiny.toml: recipe own.toml: crop = 8 is too much for images of 8x8")
 
 
 @pytest.mark.parametrize(

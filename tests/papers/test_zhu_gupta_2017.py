@@ -159,3 +159,17 @@ def test_options_outside_their_range_are_refused(options):
 def test_a_ramp_to_the_end_of_training_leaves_a_step_to_train():
     trainer = train(tiny_trainer(GradualMagnitude(end=1.0)))
     assert sum(nonzero(trainer.state.weights).values()) == 1245
+
+
+def test_the_forward_pass_after_a_prune_sees_the_pruned_network():
+    trainer = tiny_trainer("gradual", steps=24)
+    seen = []
+
+    def look(*_):
+        pairs = zip(trainer.state.weights.values(), trainer.state.masks.values(), strict=True)
+        seen.append(all(bool((weight[mask == 0] == 0).all()) for weight, mask in pairs))
+
+    trainer.state.model.register_forward_pre_hook(look)
+    train(trainer)
+    assert len(seen) == 24
+    assert all(seen)

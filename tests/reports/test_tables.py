@@ -53,7 +53,11 @@ def two_methods() -> str:
         record(snip[5], None, status="invalid", reason="5 weights left, 4 asked for"),
         record(spec("snip", 0.9, method_version=2)),
     ]
-    return suite_table(asked, records, failed=2)
+    attempts = [
+        record(snip[6], None, status="failed", reason="ValueError: first"),
+        record(snip[6], None, status="failed", reason="ValueError: last"),
+    ]
+    return suite_table(asked, records, attempts)
 
 
 def test_table_is_the_golden_one() -> None:
@@ -169,7 +173,8 @@ def test_rows_of_one_label_and_different_options_show_them() -> None:
 
 def test_footnotes_count_stale_records_and_failed_attempts() -> None:
     old = [record(spec(method_version=version)) for version in (2, 3, 4)]
-    table = suite_table(manifest(*SEEDS), old, failed=1)
+    tries = [record(SEEDS[0], None, status="failed", reason="out of memory")]
+    table = suite_table(manifest(*SEEDS), old, tries)
     assert "- 3 records of earlier versions of this suite are not shown.\n" in table
     assert "- 1 failed attempt in `attempts/`; a cell that only failed counts as" in table
 
