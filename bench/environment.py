@@ -71,7 +71,8 @@ def _commit() -> tuple[str, bool]:
     given = os.environ.get("SPARSEBENCH_COMMIT")
     if given:
         return given, False
-    packages = ["bench", "methods", "models", "reports", "pyproject.toml"]
+    # Records and baselines are results, not what made them.
+    packages = ["bench", "methods", "models", "reports/*.py", "pyproject.toml"]
     try:
         commit = _git("rev-parse", "HEAD")
         top = _git("rev-parse", "--show-toplevel")
