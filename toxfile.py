@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tox.config.loader.memory import MemoryLoader
+from tox.config.types import Command
 from tox.plugin import impl
 
 if TYPE_CHECKING:
@@ -28,6 +29,6 @@ def tox_add_core_config(core_conf: ConfigSet, state: State) -> None:
     for suite in SUITES:
         loader = MemoryLoader(
             description=f"train what is missing of the suite {suite}; -- adds options of `run`",
-            commands=f"sparsebench run {suite} {{posargs}}",
+            commands=[Command(["sparsebench", "run", suite, *(state.conf.pos_args(None) or ())])],
         )
         state.conf.memory_seed_loaders[f"bench-{suite}"].append(loader)

@@ -240,7 +240,11 @@ def baseline(
     from bench.store import write_atomically
     from reports.baseline import write_baseline
 
-    write_atomically(out, write_baseline(records, suite))
+    content = write_baseline(records, suite)
+    try:
+        write_atomically(out, content)
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot write there ({error}).") from error
     print(out)
 
 

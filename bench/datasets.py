@@ -165,7 +165,7 @@ def _download(name: str, info: DatasetInfo, path: Path) -> None:
     from torchvision import datasets
 
     lock = path.with_suffix(".lock")
-    made = not path.parent.exists()
+    made = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
@@ -185,8 +185,8 @@ def _download(name: str, info: DatasetInfo, path: Path) -> None:
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):  # leave nothing behind that was not there
             lock.unlink(missing_ok=True)
-            if made:
-                path.parent.rmdir()
+            for parent in made:
+                parent.rmdir()
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise DataError(
             f"{path}: no such file, and the download failed ({reason}). Put the file there (uint8 "

@@ -16,7 +16,10 @@ BenchError                  one line: where, what was found, what is allowed, wh
 from __future__ import annotations
 
 import difflib
+import re
+import typing
 from collections.abc import Iterable
+from typing import Literal
 
 
 class BenchError(Exception):
@@ -52,6 +55,14 @@ class UnknownName(SuiteError):
         place = f"{where}: " if where else ""
         listed = ", ".join(names) or "none"
         super().__init__(f"{place}no such {kind}: {name!r}.{hint} Known: {listed}.")
+
+
+def with_choices(error: Exception, kind: type) -> str:
+    """What msgspec found wrong in a dataclass, with the values that a closed choice allows."""
+    field = re.search(r"\$\.(\w+)`", str(error))
+    hint = typing.get_type_hints(kind).get(field[1]) if field else None
+    choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+    return f"{error}. Allowed: {', '.join(map(repr, choices))}" if choices else str(error)
 
 
 class BudgetExceeded(SuiteError):

@@ -80,10 +80,14 @@ def usable_device(name: str) -> str:
 
 def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> None:
     """Trains the cells that have no record, seed 0 of everything first, and shows how it goes."""
-    # A damaged record stops here, before anything is written.
+    # A damaged record stops here, before anything is written; one of an older suite too.
+    list(store.records())
     missing = [cell for cell in cells if store.get(cell.spec) is None]
     missing.sort(key=lambda cell: cell.spec.seed)
-    store.put_manifest(plan.manifest)
+    try:
+        store.put_manifest(plan.manifest)
+    except OSError as error:
+        raise UsageError(f"--records: cannot write in {store.folder} ({error}).") from error
     if not missing:
         return
     tasks = [

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from bench.errors import SuiteError, UnknownName
+from bench.errors import SuiteError, UnknownName, with_choices
 from bench.spec import content_hash, without_defaults
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -130,4 +130,4 @@ def load(name: str, where: str, relative_to: Path | None = None) -> Recipe:
     try:
         return msgspec.convert(raw, type=Recipe)
     except (msgspec.ValidationError, ValueError) as error:
-        raise SuiteError(f"{path}: {error}.") from error
+        raise SuiteError(f"{path}: {with_choices(error, Recipe)}.") from error

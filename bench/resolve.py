@@ -16,7 +16,7 @@ from torch import nn
 
 from bench import datasets, recipes
 from bench.datasets import Arrays, DatasetInfo
-from bench.errors import BudgetExceeded, DataError, SuiteError, UnknownName
+from bench.errors import BudgetExceeded, DataError, SuiteError, UnknownName, with_choices
 from bench.planning import MAX_STEPS, check_plan
 from bench.prunable import PRESETS, prunable_names
 from bench.recipes import Recipe
@@ -27,7 +27,7 @@ from bench.suite import MethodTable, Question, Suite
 from methods import get_method
 from methods.allocation import keep_count
 from methods.api import Budget, SparsityMethod
-from models import create_model, is_known, model_options, names_like
+from models import TIMM_PREFIX, create_model, is_known, model_options, names_like
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def make_method(name: str, options: Mapping[str, Scalar], where: str) -> Sparsit
     try:
         return msgspec.convert(dict(options), type=kind)
     except (msgspec.ValidationError, ValueError) as error:
-        raise SuiteError(f"{where}: {name}: {error}.") from error
+        raise SuiteError(f"{where}: {name}: {with_choices(error, kind)}.") from error
 
 
 def make_model(name: str, info: DatasetInfo, options: Mapping[str, Scalar], seed: int) -> nn.Module:
@@ -141,6 +141,12 @@ def _check_different(cells: Iterable[Cell], suite: Suite) -> None:
 def _cell(question: Question, suite: Suite, recipe: Recipe, arrays: Arrays) -> Cell:
     where = question.where
     method = make_method(question.method, question.options, where)
+    if not question.model.startswith(TIMM_PREFIX):
+        allowed = model_options(question.model)
+        for option in question.model_options:
+            if option not in allowed:
+                place = f"{suite.where}: models"
+                raise UnknownName(place, f"option of {question.model}", option, allowed)
     examples = len(arrays.y_train) - recipe.validation
     if examples < recipe.batch:
         raise DataError(

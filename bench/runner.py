@@ -236,7 +236,8 @@ class _Attempt:
         elif found.top1 < CHANCE_FACTOR * chance:
             status = "diverged"
             reason = f"accuracy {found.top1:.2f} % is under {CHANCE_FACTOR} times chance"
-        tensors = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()}
+        # Tied weights share memory, which safetensors refuses: hence the copies.
+        tensors = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
         write_atomically(self.task.weights, save(tensors))
         return self.record(
             status,

@@ -158,19 +158,27 @@ def read(path: Path) -> Record:
     Raises:
         RecordError: it is damaged, or its content no longer gives the key in its name.
     """
-    record = decode(path.read_bytes(), str(path))
+    try:
+        record = decode(path.read_bytes(), str(path))
+    except OSError as error:
+        raise RecordError(f"{path}: cannot read the record: {error.strerror}.") from error
     stem = path.stem.rpartition("-")[0] if path.parent.name == "attempts" else path.stem
     if not stem.endswith(record.spec.key):
         raise RecordError(
             f"{path}: the file was edited or renamed (its content has key {record.spec.key}). "
             "Restore it, or move it away and run the suite again."
         )
+    if record.status not in FINAL and path.parent.name != "attempts":
+        raise RecordError(
+            f"{path}: status {record.status!r} does not belong here; final are {', '.join(FINAL)}. "
+            "The file was edited: restore it, or move it away and run the suite again."
+        )
     return record
 
 
 def suites(root: Path) -> list[str]:
     """Names of the suites that have records under `root`."""
-    return sorted(path.parent.name for path in root.glob("*/suite.json"))
+    return sorted({path.parent.name for path in root.glob("*/*.json")})
 
 
 def find(root: Path, text: str) -> Path:
