@@ -264,3 +264,26 @@ def test_a_cell_of_two_suites_is_found_by_suite_and_file_name(tmp_path):
     assert f"other/{spec().slug}" in str(caught.value)
     for name in ("other", "my-demo"):
         assert find(tmp_path, f"{name}/{spec().slug}").parent.name == name
+
+
+def test_a_final_record_whose_status_was_edited_is_named(tmp_path):
+    kept = fill(tmp_path, manifest(spec()), record_of(spec()))
+    path = kept.path(spec())
+    path.write_bytes(path.read_bytes().replace(b'"status":"ok"', b'"status":"failed"'))
+    with pytest.raises(RecordError, match=rf"{path.name}: status 'failed' does not belong here"):
+        kept.get(spec())
+
+
+def test_a_record_that_cannot_be_read_is_named(tmp_path):
+    kept = Store(tmp_path, "demo")
+    kept.path(spec()).mkdir(parents=True)
+    with pytest.raises(RecordError, match="cannot read the record"):
+        kept.get(spec())
+
+
+def test_a_folder_of_records_without_its_list_of_cells_is_named(tmp_path):
+    fill(tmp_path, manifest(spec()), record_of(spec()))
+    (tmp_path / "demo" / "suite.json").unlink()
+    assert store.suites(tmp_path) == ["demo"]
+    with pytest.raises(RecordError, match=r"suite\.json: no such file"):
+        Store(tmp_path, "demo").manifest()

@@ -97,7 +97,7 @@ WRONG: dict[str, tuple[str, dict[str, str], list[str]]] = {
     "unknown option of a model": (
         "[methods.rigl]",
         {"models": '[{ name = "resnet20", shortct = "B" }]'},
-        ["model resnet20:", "no such option: shortct = 'B'; allowed: shortcut"],
+        ["models: no such option of resnet20: 'shortct'", "Did you mean 'shortcut'?"],
     ),
     "option of a model that is not allowed": (
         "[methods.rigl]",
