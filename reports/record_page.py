@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from tabulate import tabulate
 
 from bench.record import Counts, PhaseResult, Record
+from reports.aggregate import budget_text
 
 
 def record_page(record: Record) -> str:
@@ -30,9 +31,7 @@ def _asked(record: Record) -> Iterator[tuple[str, str]]:
     yield "model", _with_options(spec.model, spec.model_options)
     yield "data set", f"{spec.dataset} ({spec.data_hash})"
     yield "recipe", f"{spec.recipe} ({spec.recipe_hash})"
-    budget = spec.budget
-    length = f"{budget.epochs:g} epochs" if budget.epochs is not None else f"{budget.steps} steps"
-    yield "budget", length
+    yield "budget", budget_text(spec)
     yield "sparsity asked", "set by a penalty" if spec.sparsity is None else f"{spec.sparsity:g}"
     yield "prunable", spec.prunable
     yield "seed", str(spec.seed)
