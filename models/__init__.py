@@ -37,8 +37,81 @@ MODELS: dict[str, ModelInfo] = {
     "lenet5": ModelInfo(
         "lenet:lenet5", "LeNet-5 as in Caffe, 20 and 50 filters (LeCun et al., 1998, Proc. IEEE 86)"
     ),
+    "conv2": ModelInfo(
+        "conv_small:conv2", "Conv-2, no normalisation (Frankle & Carbin, 2019, arXiv:1803.03635)"
+    ),
+    "conv4": ModelInfo(
+        "conv_small:conv4", "Conv-4, no normalisation (Frankle & Carbin, 2019, arXiv:1803.03635)"
+    ),
+    "conv6": ModelInfo(
+        "conv_small:conv6", "Conv-6, no normalisation (Frankle & Carbin, 2019, arXiv:1803.03635)"
+    ),
     "resnet20": ModelInfo(
         "resnet_cifar:resnet20", "CIFAR ResNet of 20 layers (He et al., 2016, arXiv:1512.03385)"
+    ),
+    "resnet32": ModelInfo(
+        "resnet_cifar:resnet32", "CIFAR ResNet of 32 layers (He et al., 2016, arXiv:1512.03385)"
+    ),
+    "resnet44": ModelInfo(
+        "resnet_cifar:resnet44", "CIFAR ResNet of 44 layers (He et al., 2016, arXiv:1512.03385)"
+    ),
+    "resnet56": ModelInfo(
+        "resnet_cifar:resnet56", "CIFAR ResNet of 56 layers (He et al., 2016, arXiv:1512.03385)"
+    ),
+    "resnet110": ModelInfo(
+        "resnet_cifar:resnet110", "CIFAR ResNet of 110 layers (He et al., 2016, arXiv:1512.03385)"
+    ),
+    "vgg11": ModelInfo(
+        "vgg:vgg11", "VGG-11 for CIFAR (Simonyan & Zisserman, 2015, arXiv:1409.1556)"
+    ),
+    "vgg13": ModelInfo(
+        "vgg:vgg13", "VGG-13 for CIFAR (Simonyan & Zisserman, 2015, arXiv:1409.1556)"
+    ),
+    "vgg16": ModelInfo(
+        "vgg:vgg16", "VGG-16 for CIFAR (Simonyan & Zisserman, 2015, arXiv:1409.1556)"
+    ),
+    "vgg19": ModelInfo(
+        "vgg:vgg19", "VGG-19 for CIFAR (Simonyan & Zisserman, 2015, arXiv:1409.1556)"
+    ),
+    "vgg16_d": ModelInfo(
+        "vgg:vgg16_d",
+        "VGG-16 with three linear layers (Dettmers & Zettlemoyer, 2019, arXiv:1907.04840)",
+    ),
+    "wrn_16_2": ModelInfo(
+        "wide_resnet:wrn_16_2",
+        "wide ResNet WRN-16-2 (Zagoruyko & Komodakis, 2016, arXiv:1605.07146)",
+    ),
+    "wrn_16_8": ModelInfo(
+        "wide_resnet:wrn_16_8",
+        "wide ResNet WRN-16-8 (Zagoruyko & Komodakis, 2016, arXiv:1605.07146)",
+    ),
+    "wrn_16_10": ModelInfo(
+        "wide_resnet:wrn_16_10",
+        "wide ResNet WRN-16-10 (Zagoruyko & Komodakis, 2016, arXiv:1605.07146)",
+    ),
+    "wrn_22_2": ModelInfo(
+        "wide_resnet:wrn_22_2",
+        "wide ResNet WRN-22-2 (Zagoruyko & Komodakis, 2016, arXiv:1605.07146)",
+    ),
+    "wrn_22_8": ModelInfo(
+        "wide_resnet:wrn_22_8",
+        "wide ResNet WRN-22-8 (Zagoruyko & Komodakis, 2016, arXiv:1605.07146)",
+    ),
+    "wrn_28_2": ModelInfo(
+        "wide_resnet:wrn_28_2",
+        "wide ResNet WRN-28-2 (Zagoruyko & Komodakis, 2016, arXiv:1605.07146)",
+    ),
+    "wrn_28_4": ModelInfo(
+        "wide_resnet:wrn_28_4",
+        "wide ResNet WRN-28-4 (Zagoruyko & Komodakis, 2016, arXiv:1605.07146)",
+    ),
+    "wrn_28_8": ModelInfo(
+        "wide_resnet:wrn_28_8",
+        "wide ResNet WRN-28-8 (Zagoruyko & Komodakis, 2016, arXiv:1605.07146)",
+    ),
+    "wrn_28_10": ModelInfo(
+        "wide_resnet:wrn_28_10",
+        "wide ResNet WRN-28-10 (Zagoruyko & Komodakis, 2016, arXiv:1605.07146)",
     ),
 }
 

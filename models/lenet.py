@@ -7,36 +7,53 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-def lenet_300_100(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """Three linear layers with ReLU: 784-300-100-10 for MNIST; the first fits the input shape."""
-    return LeNet300100(math.prod(input_shape), classes)
+from models.options import check_size, scaled
 
 
-def lenet5(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+def lenet_300_100(
+    input_shape: tuple[int, int, int], classes: int, *, width: float = 1.0
+) -> nn.Module:
+    """Three linear layers with ReLU: 784-300-100-10 for MNIST; the first fits the input shape.
+
+    Args:
+        input_shape: (channels, height, width) of one image.
+        classes: size of the output.
+        width: factor on the hidden units.
+
+    Raises:
+        ValueError: the width is not above 0.
+    """
+    return LeNet300100(math.prod(input_shape), classes, width)
+
+
+def lenet5(input_shape: tuple[int, int, int], classes: int, *, width: float = 1.0) -> nn.Module:
     """LeNet-5 as in Caffe's example: 20 and 50 filters of 5x5, 500 hidden units.
 
     With a ReLU after each convolution, as the PyTorch ports have it; the code of SNIP and Caffe's
     example have none there.
 
+    Args:
+        input_shape: (channels, height, width) of one image.
+        classes: size of the output.
+        width: factor on the filters and the hidden units.
+
     Raises:
-        ValueError: the image is smaller than 16x16, so nothing would be left after the pooling.
+        ValueError: the image is smaller than 16x16, so nothing would be left after the pooling; or
+            the width is not above 0.
     """
-    channels, height, width = input_shape
-    if min(height, width) < 16:
-        shape = f"{channels}x{height}x{width}"
-        raise ValueError(f"lenet5 takes images of at least 16x16, got {shape}")
-    return LeNet5(input_shape, classes)
+    check_size("lenet5", input_shape, 16)
+    return LeNet5(input_shape, classes, width)
 
 
 class LeNet300100(nn.Module):
     """Multilayer perceptron; images are flattened."""
 
-    def __init__(self, inputs: int, classes: int) -> None:
+    def __init__(self, inputs: int, classes: int, width: float = 1.0) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(inputs, 300)
-        self.fc2 = nn.Linear(300, 100)
-        self.classifier = nn.Linear(100, classes)
+        first, second = scaled(300, width), scaled(100, width)
+        self.fc1 = nn.Linear(inputs, first)
+        self.fc2 = nn.Linear(first, second)
+        self.classifier = nn.Linear(second, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (batch, classes) of images (batch, channels, height, width)."""
@@ -48,13 +65,14 @@ class LeNet300100(nn.Module):
 class LeNet5(nn.Module):
     """Two convolutions without padding, each with 2x2 max-pooling, and two linear layers."""
 
-    def __init__(self, input_shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(self, input_shape: tuple[int, int, int], classes: int, width: float = 1.0) -> None:
         super().__init__()
-        channels, height, width = input_shape
-        self.conv1 = nn.Conv2d(channels, 20, kernel_size=5)
-        self.conv2 = nn.Conv2d(20, 50, kernel_size=5)
-        self.fc1 = nn.Linear(50 * _pooled(height) * _pooled(width), 500)
-        self.classifier = nn.Linear(500, classes)
+        channels, rows, columns = input_shape
+        first, second, hidden = scaled(20, width), scaled(50, width), scaled(500, width)
+        self.conv1 = nn.Conv2d(channels, first, kernel_size=5)
+        self.conv2 = nn.Conv2d(first, second, kernel_size=5)
+        self.fc1 = nn.Linear(second * _pooled(rows) * _pooled(columns), hidden)
+        self.classifier = nn.Linear(hidden, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (batch, classes) of images (batch, channels, height, width)."""

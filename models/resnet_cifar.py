@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.options import scaled
 
-def resnet20(input_shape: tuple[int, int, int], classes: int, *, shortcut: str = "A") -> nn.Module:
-    """ResNet-20, 16-32-64 channels.
+
+def _resnet(
+    depth: int,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    shortcut: str = "A",
+    width: float = 1.0,
+) -> nn.Module:
+    """ResNet-`depth`, 16-32-64 channels, for images of any size.
 
     Args:
+        depth: number of layers, 6k + 2.
         input_shape: (channels, height, width) of one image.
         classes: size of the output.
         shortcut: where the shape changes, "A" takes every second pixel and pads channels with
             zeros (the paper's choice); "B" is a 1x1 convolution with normalisation.
+        width: factor on all channels; GraSP's "ResNet-32" has twice the paper's.
 
     Raises:
-        ValueError: another shortcut.
+        ValueError: another shortcut, or the width is not above 0.
     """
-    return ResNet(20, input_shape[0], classes, shortcut)
+    return ResNet(depth, input_shape[0], classes, shortcut, width)
+
+
+resnet20 = partial(_resnet, 20)
+resnet32 = partial(_resnet, 32)
+resnet44 = partial(_resnet, 44)
+resnet56 = partial(_resnet, 56)
+resnet110 = partial(_resnet, 110)
 
 
 class ResNet(nn.Module):
@@ -31,24 +50,28 @@ class ResNet(nn.Module):
     2015, arXiv:1502.01852, equation 14). The classifier keeps PyTorch's default.
 
     Raises:
-        ValueError: the depth is not 6k + 2, or the shortcut is neither "A" nor "B".
+        ValueError: the depth is not 6k + 2, the shortcut is neither "A" nor "B", or the width is
+            not above 0.
     """
 
-    def __init__(self, depth: int, channels: int, classes: int, shortcut: str = "A") -> None:
+    def __init__(
+        self, depth: int, channels: int, classes: int, shortcut: str = "A", width: float = 1.0
+    ) -> None:
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)
         if blocks < 1 or rest:
             raise ValueError(f"depth: found {depth}; allowed: 8, 14, 20 and so on (6k + 2)")
         if shortcut not in {"A", "B"}:
             raise ValueError(f"shortcut: found {shortcut!r}; allowed: 'A', 'B'")
-        self.stem = _conv3x3(channels, 16, stride=1)
-        self.norm = nn.BatchNorm2d(16)
+        first, second, third = (scaled(units, width) for units in (16, 32, 64))
+        self.stem = _conv3x3(channels, first, stride=1)
+        self.norm = nn.BatchNorm2d(first)
         self.stages = nn.Sequential(
-            _stage(16, 16, blocks, stride=1, shortcut=shortcut),
-            _stage(16, 32, blocks, stride=2, shortcut=shortcut),
-            _stage(32, 64, blocks, stride=2, shortcut=shortcut),
+            _stage(first, first, blocks, stride=1, shortcut=shortcut),
+            _stage(first, second, blocks, stride=2, shortcut=shortcut),
+            _stage(second, third, blocks, stride=2, shortcut=shortcut),
         )
-        self.classifier = nn.Linear(64, classes)
+        self.classifier = nn.Linear(third, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
