@@ -24,6 +24,9 @@ Scores = dict[str, Tensor]
 
 Controls = Literal["none", "density", "filters", "penalty"]
 
+Shape = tuple[int, int, int]
+"""(channels, height, width) of one image."""
+
 
 def option(default: Any, interval: str) -> Any:
     """A hyperparameter with its range, for the body of a method.
@@ -52,12 +55,15 @@ class Budget:
         steps_per_epoch: steps in one pass over the training set.
         examples: size of the training set; penalties quoted per example divide by it.
         lr_drops: decay points of the recipe as fractions of the run, ascending; may be empty.
+        shapes: (name, shape) of each prunable weight, in the model's order; empty where no model is
+            at hand.
     """
 
     steps: int
     steps_per_epoch: int
     examples: int
     lr_drops: tuple[float, ...] = ()
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def second_drop(self, default: float = 0.75) -> int:
         """Step of the second learning-rate decay, where ramps of sparsity end (Lin et al., 2020).
@@ -116,6 +122,10 @@ class Phase:
         rewind_to: snapshot that is loaded after `start_phase`: weights, buffers, optimizer and
             position in the data.
         save_as: name of the snapshot taken at the end.
+        measured: the network at the end of the phase is a result of its own: the harness tests and
+            counts it. The model must then be plain, with its pruned weights at zero.
+        validate_every: steps between looks at the validation loss; the network of the least one is
+            tested too. Needs `measured`, and a recipe that holds images out.
     """
 
     name: str
@@ -126,6 +136,8 @@ class Phase:
     updates: Cadence | None = None
     rewind_to: str | None = None
     save_as: str | None = None
+    measured: bool = False
+    validate_every: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +196,17 @@ class TrainState:
     slots: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What another cell left, for the controls that start from it.
+
+    Attributes:
+        masks: its masks at this cell's sparsity, by name of the weight; 1 keeps, 0 prunes.
+    """
+
+    masks: Mapping[str, Tensor]
+
+
 class Run(Protocol):
     """The harness, as a method may see it between steps."""
 
@@ -212,8 +235,19 @@ class Run(Protocol):
         """The method's own random stream, on the CPU, seeded by the cell."""
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
+    def input_shape(self) -> Shape:
         """(channels, height, width) of one image."""
+
+    @property
+    def source(self) -> Source | None:
+        """What the cell that this one names as its source left; None where it names none."""
+
+    def fresh_weights(self, draw: int) -> dict[str, Tensor]:
+        """Every parameter and buffer of the plain network, initialised anew.
+
+        Args:
+            draw: from 1 on; each gives another initialisation, fixed by the cell's seed.
+        """
 
     def batches(self, count: int, *, augmented: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
         """Training batches from a stream of the method's own; they are metered in the record."""
@@ -263,6 +297,27 @@ class SparsityMethod:
             if interval and value is not None and not _inside(value, interval):
                 raise ValueError(f"{entry.name} = {value} lies outside {interval}")
 
+    @property
+    def needs_source(self) -> bool:
+        """Whether the cell must name another one as its source, see `Run.source`."""
+        return False
+
+    @property
+    def lands_on_all(self) -> bool:
+        """Whether one run passes every sparsity asked for, with a measured phase at each.
+
+        Such a method has an option `also`: the lower sparsities, as text such as "0.8 0.9".
+        """
+        return False
+
+    def final_density(self, density: float | None) -> float | None:
+        """Density that the finished network must have, to the weight; None: none was promised.
+
+        Args:
+            density: of the cell; None for penalty-driven methods.
+        """
+        return density if self.controls == "density" else None
+
     # Once, and again after a resume: structure.
 
     def plan(self, budget: Budget, density: float | None) -> tuple[Phase, ...]:
@@ -277,12 +332,15 @@ class SparsityMethod:
             if isinstance(module, nn.Linear | _ConvNd)
         )
 
-    def prepare(self, model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    def prepare(
+        self, model: nn.Module, masks: Mapping[str, Tensor], input_shape: Shape
+    ) -> dict[str, nn.Parameter]:
         """Changes the module where the method needs it, and names the tensors to be optimized.
 
         Args:
             model: the plain network.
             masks: one per prunable weight, all ones; these very tensors stay the run's masks.
+            input_shape: (channels, height, width) of one image.
 
         Returns:
             For each key of `masks`, the parameter that the optimizer sees.
@@ -317,6 +375,14 @@ class SparsityMethod:
 
     def finish(self, run: Run) -> None:
         """Leaves a plain module with exact zeros in `run.state.model`."""
+
+    def open_probability(self, state: TrainState) -> Scores | None:
+        """Probability that each prunable weight is not zero in a training pass.
+
+        For methods with random gates, of the weight's shape; the harness computes the expected L0
+        norm and the expected MACs from it, before `finish`.
+        """
+        return None
 
     # In every step: in place, no wait for the device, captured.
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from methods.api import Budget, Cadence, Phase, Run, option
+from methods.finetuning import FineTuned
 from methods.masking import MaskedMethod
 from methods.schedules import cubic_density, ramp
 
 
 @dataclass(frozen=True)
-class GradualMagnitude(MaskedMethod):
+class GradualMagnitude(FineTuned, MaskedMethod):
     """To prune, or not to prune (Zhu & Gupta, 2017, arXiv:1710.01878), Eq. 1.
 
     Every `every` steps, prunes the smallest magnitudes to the cubic schedule's sparsity, which
@@ -34,7 +35,7 @@ class GradualMagnitude(MaskedMethod):
     end: float | None = option(None, "(0, 1]")
 
     def plan(self, budget: Budget, density: float | None) -> tuple[Phase, ...]:
-        """One phase; the last prune lands on the target exactly.
+        """One phase, and fine-tuning if asked; the last prune lands on the target exactly.
 
         Raises:
             ValueError: the ramp would end before it begins, or with no step left to train.
@@ -44,7 +45,8 @@ class GradualMagnitude(MaskedMethod):
         end = min(end, budget.steps - 1)
         if end <= begin and budget.steps > 1:
             raise ValueError(f"the ramp ends at step {end}, but begins at step {begin}")
-        return (Phase("train", budget.steps, updates=ramp(begin, max(begin, end), self.every)),)
+        train = Phase("train", budget.steps, updates=ramp(begin, max(begin, end), self.every))
+        return (train, self.finetuning(budget)) if self.finetune else (train,)
 
     def update(self, run: Run) -> None:
         """Prunes to the schedule."""

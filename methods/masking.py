@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,8 +89,21 @@ def write_masks(state: TrainState, scores: Scores, density: float, scope: Scope)
             mask.copy_(part.view(mask.shape))
     else:
         shapes = {name: tuple(mask.shape) for name, mask in state.masks.items()}
-        for name, keep in allocate(shapes, density, scope).items():
-            state.masks[name].copy_(topk_mask(scores[name], keep))
+        write_counts(state, scores, allocate(shapes, density, scope))
+
+
+def write_counts(state: TrainState, scores: Scores, counts: Mapping[str, int]) -> None:
+    """Writes masks that keep, in each layer, `counts[name]` weights of the highest scores."""
+    for name, keep in counts.items():
+        state.masks[name].copy_(topk_mask(scores[name], keep))
+
+
+def surviving(state: TrainState, scores: Scores) -> Scores:
+    """The scores, -inf where the weight is pruned: it is not to be kept again."""
+    return {
+        name: score.masked_fill(state.masks[name] == 0, -torch.inf)
+        for name, score in scores.items()
+    }
 
 
 def magnitudes(state: TrainState) -> Scores:
@@ -141,11 +155,25 @@ def clear_buffers(state: TrainState, where: Scores) -> None:
 
 
 @dataclass(frozen=True)
-class MaskedMethod(SparsityMethod):
+class ProjectedMethod(SparsityMethod):
     """Weights outside the mask are zero after every step.
 
     The gradient stays dense (hard projection); for optimizers that work element by element, the
     weights inside the mask train exactly as if the gradient were masked too.
+    """
+
+    def finish(self, run: Run) -> None:
+        """Leaves as many non-zeros as the masks have ones."""
+        fill_zeros(run.state)
+
+    def project(self, state: TrainState) -> None:
+        """Holds pruned weights at zero."""
+        torch._foreach_mul_(list(state.weights.values()), list(state.masks.values()))
+
+
+@dataclass(frozen=True)
+class MaskedMethod(ProjectedMethod):
+    """Prunes by scores, to a density and for good.
 
     Attributes:
         scope: `global` ranks all layers together; `uniform`, `er` and `erk` fix each layer's count.
@@ -160,11 +188,7 @@ class MaskedMethod(SparsityMethod):
     def prune(self, run: Run, density: float) -> None:
         """Prunes to `density`; a weight that is pruned stays so."""
         state = run.state
-        scores = {
-            name: score.masked_fill(state.masks[name] == 0, -torch.inf)
-            for name, score in self.scores(run).items()
-        }
-        write_masks(state, scores, density, self.scope)
+        write_masks(state, surviving(state, self.scores(run)), density, self.scope)
         clear_buffers(state, state.masks)
 
     def start_phase(self, run: Run) -> None:
@@ -172,19 +196,31 @@ class MaskedMethod(SparsityMethod):
         if run.phase.density is not None:
             self.prune(run, run.phase.density)
 
-    def finish(self, run: Run) -> None:
-        """Leaves as many non-zeros as the masks have ones."""
-        fill_zeros(run.state)
-
-    def project(self, state: TrainState) -> None:
-        """Holds pruned weights at zero."""
-        torch._foreach_mul_(list(state.weights.values()), list(state.masks.values()))
-
 
 @dataclass(frozen=True)
 class PruneAtInit(MaskedMethod):
-    """Prunes once, before the first step; the masks then stay."""
+    """Prunes once, before the first step; the masks then stay.
+
+    Attributes:
+        layers_of_source: each layer keeps as many weights as it has in the cell's source; `scope`
+            then plays no part (the shuffling control of Frankle et al., 2021, arXiv:2009.08576).
+    """
+
+    layers_of_source: bool = False
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether layer counts are copied."""
+        return self.layers_of_source
 
     def plan(self, budget: Budget, density: float | None) -> tuple[Phase, ...]:
         """One phase that begins by pruning."""
         return (Phase("train", budget.steps, density=density),)
+
+    def prune(self, run: Run, density: float) -> None:
+        """Prunes to `density`, or to the source's count of each layer."""
+        if not self.layers_of_source:
+            return super().prune(run, density)
+        assert run.source is not None
+        counts = {name: int(mask.sum()) for name, mask in run.source.masks.items()}
+        return write_counts(run.state, self.scores(run), counts)
