@@ -20,8 +20,16 @@ from methods.masking import (
 from methods.schedules import portion, spaced
 
 
-def drop_and_grow(state: TrainState, name: str, dropped: Tensor, grow_scores: Tensor) -> None:
-    """Rewires one layer; its number of non-zeros does not change.
+def drop_and_grow(
+    state: TrainState,
+    name: str,
+    dropped: Tensor,
+    grow_scores: Tensor,
+    count: int | None = None,
+    *,
+    clear: bool = True,
+) -> None:
+    """Rewires one layer.
 
     A grown weight starts at zero (see `GROWN`) without momentum. A weight that is dropped and
     chosen again in the same update was never gone: it keeps its value and its momentum.
@@ -31,13 +39,17 @@ def drop_and_grow(state: TrainState, name: str, dropped: Tensor, grow_scores: Te
         name: the layer's weight.
         dropped: boolean, true at active weights that are dropped; the weight's shape.
         grow_scores: the highest are grown, among all weights that are not kept.
+        count: weights that are grown; None: as many as are dropped.
+        clear: clears the optimizer's memory of all but the weights that stay.
     """
     weight, mask = state.weights[name], state.masks[name]
     kept = (mask != 0) & ~dropped
-    count = int(dropped.sum())  # waits for the device; fine, this is not the captured step
+    if count is None:
+        count = int(dropped.sum())  # waits for the device; fine, this is not the captured step
     grown = topk_mask(grow_scores.masked_fill(kept, -torch.inf), count) != 0
     new = grown & (mask == 0)
-    clear_buffers(state, {name: (mask != 0) & (kept | grown)})
+    if clear:
+        clear_buffers(state, {name: (mask != 0) & (kept | grown)})
     mask.copy_(kept | grown)
     weight.mul_(mask).masked_fill_(new, GROWN)
 
