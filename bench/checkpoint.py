@@ -17,7 +17,7 @@ from bench.spec import content_hash
 from bench.store import write_atomically
 from bench.trainer import Cursor, Snapshot, Trainer
 
-FORMAT = "sparsebench-checkpoint-1"
+FORMAT = "sparsebench-checkpoint-2"
 
 
 def write(trainer: Trainer, path: Path, key: str) -> None:
@@ -39,6 +39,7 @@ def write(trainer: Trainer, path: Path, key: str) -> None:
     tensors |= _prefixed("model", state.model.state_dict())
     tensors |= _prefixed("mask", state.masks)
     tensors |= _prefixed("optimizer", trainer.optimizer_tensors())
+    tensors |= _prefixed("change", trainer.dynamics.last_change)
     for slot, values in state.slots.items():
         tensors |= _prefixed(f"slot/{slot}", values)
     for name, snapshot in trainer.snapshots.items():
@@ -86,6 +87,8 @@ def _restore(trainer: Trainer, header: dict[str, str], tensors: dict[str, Tensor
     state.model.load_state_dict(groups["model"])
     for name, mask in state.masks.items():
         mask.copy_(groups["mask"][name])
+    for name, change in trainer.dynamics.last_change.items():
+        change.copy_(groups["change"][name])
     trainer.losses.copy_(tensors["losses"])
     for slot, names in json.loads(header["slots"]).items():
         values = groups.get(f"slot/{slot}", {})

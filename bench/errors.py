@@ -10,7 +10,8 @@ BenchError                  one line: where, what was found, what is allowed, wh
 ├── CheckpointError         a checkpoint is damaged or belongs to another cell
 └── CellError               one cell went wrong: it becomes a record, the suite goes on
     ├── Diverged            a loss that is not finite
-    └── ContractBroken      a method left something else than the plain network
+    ├── ContractBroken      a method left something else than the plain network
+    └── SourceMissing       the cell whose masks this one needs has left none
 """
 
 from __future__ import annotations
@@ -91,3 +92,7 @@ class Diverged(CellError):
 
 class ContractBroken(CellError):
     """A method left something else than the plain network."""
+
+
+class SourceMissing(CellError):
+    """The cell that this one names as its source has no usable result here."""

@@ -6,6 +6,7 @@ import fnmatch
 import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from bench.executors import execute
 from bench.live import View
 from bench.resolve import Plan
 from bench.runner import Finished, Note, Progress, Task
+from bench.sources import SourceFiles
 from bench.store import Cell, Store
 
 DONE, CELL_FAILED, CELLS_LEFT = 0, 1, 5
@@ -79,50 +81,75 @@ def usable_device(name: str) -> str:
 
 
 def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> None:
-    """Trains the cells that have no record, seed 0 of everything first, and shows how it goes."""
+    """Trains the cells that have no record, seed 0 of everything first, and shows how it goes.
+
+    Cells whose masks others start from are trained first, also where they were not chosen.
+    """
     # A damaged record stops here, before anything is written; one of an older suite too.
     list(store.records())
-    missing = [cell for cell in cells if store.get(cell.spec) is None]
-    missing.sort(key=lambda cell: cell.spec.seed)
+    by_key = {cell.spec.key: cell for cell in plan.manifest.cells}
+    chosen = [cell for cell in cells if not cell.skipped and store.get(cell.spec) is None]
+    sources = [by_key[cell.spec.source] for cell in chosen if cell.spec.source]
+    missing = {c.spec.key: c for c in [*chosen, *sources] if store.get(c.spec) is None}
+    ordered = sorted(missing.values(), key=lambda cell: cell.spec.seed)
     try:
         store.put_manifest(plan.manifest)
     except OSError as error:
         raise UsageError(f"--records: cannot write in {store.folder} ({error}).") from error
-    if not missing:
+    if not ordered:
         return
-    tasks = [
-        Task(
-            cell=cell,
-            suite=plan.manifest.suite,
-            recipe=plan.recipe,
-            data=plan.data,
-            checkpoint=store.checkpoint(cell.spec),
-            weights=store.weights(cell.spec),
-            device=settings.device,
-            checkpoint_seconds=settings.checkpoint_seconds,
-            deadline=settings.deadline,
-        )
-        for cell in missing
-    ]
     workers = settings.workers or (_cores() if settings.device == "cpu" else 1)
-    with View(missing) as view:
-        for event in execute(tasks, store, min(workers, len(tasks)), settings.threads):
-            if isinstance(event, Progress):
-                view.progress(event.key, event.done)
-            elif isinstance(event, Finished):
-                view.finish(event.key, event.record)
-            elif isinstance(event, Note):
-                view.say(event.text)
+    with View(ordered) as view:
+        for depends in (False, True):
+            wave = [
+                _task(cell, plan, store, settings, by_key)
+                for cell in ordered
+                if (cell.spec.source is not None) == depends
+            ]
+            # A source that has no record by now has failed, or there was no time for it.
+            ready = [task for task in wave if not task.source or task.source.record.exists()]
+            if not ready:
+                continue
+            for event in execute(ready, store, min(workers, len(ready)), settings.threads):
+                if isinstance(event, Progress):
+                    view.progress(event.key, event.done)
+                elif isinstance(event, Finished):
+                    view.finish(event.key, event.record)
+                elif isinstance(event, Note):
+                    view.say(event.text)
+
+
+def _task(
+    cell: Cell, plan: Plan, store: Store, settings: Settings, by_key: Mapping[str, Cell]
+) -> Task:
+    source = None
+    if cell.spec.source is not None:
+        spec = by_key[cell.spec.source].spec
+        source = SourceFiles(store.path(spec), store.weights(spec), store.masks(spec))
+    return Task(
+        cell=cell,
+        suite=plan.manifest.suite,
+        recipe=plan.recipe,
+        data=plan.data,
+        checkpoint=store.checkpoint(cell.spec),
+        weights=store.weights(cell.spec),
+        masks=store.masks(cell.spec),
+        device=settings.device,
+        checkpoint_seconds=settings.checkpoint_seconds,
+        deadline=settings.deadline,
+        source=source,
+    )
 
 
 def left(store: Store, cells: list[Cell]) -> int:
-    """Cells without a final record."""
-    return sum(store.get(cell.spec) is None for cell in cells)
+    """Cells without a final record; one that answers several rows counts once."""
+    specs = {cell.spec.key: cell.spec for cell in cells if not cell.skipped}
+    return sum(store.get(spec) is None for spec in specs.values())
 
 
 def verdict(store: Store, cells: list[Cell], deadline: float) -> int:
     """Exit status of a run that has ended."""
-    found = [store.get(cell.spec) for cell in cells]
+    found = [store.get(cell.spec) for cell in cells if not cell.skipped]
     if None in found and time.time() >= deadline:
         return CELLS_LEFT
     fine = all(record is not None and record.status == "ok" for record in found)

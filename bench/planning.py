@@ -42,6 +42,10 @@ def _rules(phase: Phase, saved: set[str]) -> list[tuple[bool, str]]:
             f"rewind_to = {phase.rewind_to!r}; saved before it: {sorted(saved) or 'nothing'}",
         ),
     ]
+    look = phase.validate_every
+    if look is not None:
+        fine = phase.measured and _whole(look) and look > 0
+        rules.append((fine, f"validate_every = {look!r}; allowed: from 1 on, in a measured phase"))
     if updates is not None:
         every = updates.every
         rules.append(

@@ -2,40 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from bench.errors import SuiteError
 from methods.api import SparsityMethod
 
 
-def _every(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | _ConvNd)
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What a preset may ask about a network.
+
+    Attributes:
+        layers: convolutions and linear layers by name, in the model's order.
+        normalised: whether it has normalisation with running statistics.
+        sparsity: that the cell asks for; None if it cannot.
+    """
+
+    layers: dict[str, nn.Module]
+    normalised: bool
+    sparsity: float | None
+
+    def convolution(self, name: str) -> bool:
+        """Whether it is one."""
+        return isinstance(self.layers[name], _ConvNd)
+
+    def first(self, name: str) -> bool:
+        """Whether it is the layer that sees the image."""
+        return name == next(iter(self.layers))
+
+    def shortcut(self, name: str) -> bool:
+        """Whether it is a 1x1 convolution beside a residual block."""
+        layer = self.layers[name]
+        return (
+            isinstance(layer, _ConvNd)
+            and set(layer.kernel_size) == {1}
+            and any(part in SHORTCUTS for part in name.split("."))
+        )
 
 
-def _convolutions(module: nn.Module) -> bool:
-    return isinstance(module, _ConvNd)
+SHORTCUTS = {"shortcut", "downsample"}
+"""Names of the modules beside residual blocks, in our networks and in timm's."""
+
+IMAGENET_CLASSES = 1000
 
 
-PRESETS: dict[str, Callable[[nn.Module], bool]] = {
-    "all": _every,  # every convolution and linear layer (SNIP, sparse momentum)
-    "dpf": _convolutions,  # every convolution, the first and the shortcuts too (Lin et al., 2020)
+def _all(network: Network, name: str) -> bool:
+    return True
+
+
+def _dpf(network: Network, name: str) -> bool:
+    return network.convolution(name)
+
+
+def _lth(network: Network, name: str) -> bool:
+    if network.convolution(name):
+        return not network.shortcut(name)
+    return not network.normalised
+
+
+def _dsr(network: Network, name: str) -> bool:
+    if network.convolution(name):
+        return not network.first(name) and not network.shortcut(name)
+    layer = network.layers[name]
+    return isinstance(layer, nn.Linear) and layer.out_features >= IMAGENET_CLASSES
+
+
+def _rigl_uniform(network: Network, name: str) -> bool:
+    return not network.first(name)
+
+
+def _rigl_erk(network: Network, name: str) -> bool:
+    return not (network.first(name) and network.sparsity is not None and network.sparsity >= 0.99)
+
+
+PRESETS: dict[str, Callable[[Network, str], bool]] = {
+    # Every convolution and linear layer (SNIP, sparse momentum).
+    "all": _all,
+    # Every convolution, the first and the shortcuts too (Lin et al., 2020).
+    "dpf": _dpf,
+    # Every convolution but 1x1 shortcuts; linear layers where nothing is normalised
+    # (Frankle & Carbin, 2019).
+    "lth": _lth,
+    # Convolutions inside residual blocks; the classifier of ImageNet networks only
+    # (Mostafa & Wang, 2019).
+    "dsr": _dsr,
+    # All layers but the first (Evci et al., 2020, uniform).
+    "rigl-uniform": _rigl_uniform,
+    # All layers; the first is dense from a sparsity of 99 % on (Evci et al., 2020, ERK).
+    "rigl-erk": _rigl_erk,
 }
-"""Name -> whether a module's weight counts. Biases and normalisation never do."""
+"""Name -> whether a layer's weight counts. Biases and normalisation never do."""
 
 
-def prunable_names(model: nn.Module, method: SparsityMethod, preset: str) -> tuple[str, ...]:
+def prunable_names(
+    model: nn.Module, method: SparsityMethod, preset: str, sparsity: float | None = None
+) -> tuple[str, ...]:
     """Weights that both the preset and the method allow, in the model's order.
 
     Raises:
         SuiteError: there are none.
     """
+    layers: dict[str, nn.Module] = {
+        n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | _ConvNd)
+    }
+    normalised = any(isinstance(module, _NormBase) for module in model.modules())
+    network = Network(layers, normalised, sparsity)
     chosen = {
-        f"{name}.weight" if name else "weight"
-        for name, module in model.named_modules()
-        if PRESETS[preset](module)
+        f"{name}.weight" if name else "weight" for name in layers if PRESETS[preset](network, name)
     }
     allowed = set(method.prunable(model))
     names = tuple(name for name, _ in model.named_parameters() if name in chosen & allowed)
@@ -45,3 +123,8 @@ def prunable_names(model: nn.Module, method: SparsityMethod, preset: str) -> tup
             f"{type(method).__name__} can prune. Presets: {', '.join(PRESETS)}."
         )
     return names
+
+
+def shapes(model: nn.Module, names: Sequence[str]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """(name, shape) of weights, as `Budget` has them."""
+    return tuple((name, tuple(model.get_parameter(name).shape)) for name in names)

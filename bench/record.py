@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ import msgspec
 
 from bench.errors import RecordError, SuiteError
 from bench.spec import CellSpec
+from methods.allocation import keep_count
 
 SCHEMA = 1
 
@@ -46,6 +48,8 @@ class Counts:
             linear layers and attention products; no biases, normalisation or activations).
         macs: multiply-adds for one image with a non-zero weight.
         dead: prunable weights that were emptied.
+        filters: (all, asked to remain, remaining) filters of the prunable weights; None but for
+            filter methods.
     """
 
     parameters: int
@@ -57,11 +61,26 @@ class Counts:
     dense_macs: int
     macs: int
     dead: tuple[str, ...] = ()
+    filters: tuple[int, int, int] | None = None
 
     @property
     def reached_sparsity(self) -> float:
         """Fraction of zeros among the prunable weights."""
         return 1 - self.prunable_nonzero / self.prunable
+
+
+@dataclass(frozen=True, slots=True)
+class Least:
+    """The network of least validation loss within a phase; found afterwards, it stops nothing.
+
+    Attributes:
+        step: of the phase.
+        top1: its test accuracy in percent; None until the phase has ended.
+    """
+
+    step: int
+    validation_loss: float
+    top1: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +90,54 @@ class PhaseResult:
     Attributes:
         density: of the masks after its last step; None where a penalty decides. What `finish` does
             comes later and shows in the counts.
+        total: steps of the cell up to the end of this phase.
+        status: of the network at its end, for phases that are a result of their own (the rounds of
+            a lottery ticket); None for others. The fields below likewise.
+        least: where the validation loss was least; None if no image is held out.
     """
 
     name: str
     steps: int
     density: float | None
+    total: int = 0
+    status: Status | None = None
+    reason: str = ""
+    top1: float | None = None
+    top5: float | None = None
+    test_loss: float | None = None
+    counts: Counts | None = None
+    least: Least | None = None
+
+
+class MaskUpdate(msgspec.Struct, frozen=True, array_like=True):
+    """What one update did to the masks (Lin et al., 2020, figures 4 and 7).
+
+    Attributes:
+        step: steps of the cell done.
+        density: of the new masks.
+        flipped: fraction of the prunable weights whose mask changed.
+        iou: kept before and after, over kept before or after.
+        delta: ||w - w m||^2 / ||w||^2 of the weights before the update and the masks after it.
+    """
+
+    step: int
+    density: float
+    flipped: float
+    iou: float
+    delta: float
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What random gates give on average, before the finished network takes fixed ones.
+
+    Attributes:
+        l0: prunable weights that are not zero.
+        macs: multiply-adds for one image, by convention A.
+    """
+
+    l0: float
+    macs: float
 
 
 class CurvePoint(msgspec.Struct, frozen=True, array_like=True):
@@ -97,14 +159,16 @@ class Times:
     Attributes:
         train_seconds: training steps with their data and mask updates; no evaluation.
         update_seconds: the part of it spent in the method's cold hooks.
-        eval_seconds: validation and test.
+        eval_seconds: validation and test, and watching the masks.
         started: UTC, ISO 8601.
+        phases: `train_seconds` up to the end of each phase.
     """
 
     train_seconds: float
     update_seconds: float
     eval_seconds: float
     started: str
+    phases: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +195,12 @@ class Record:
             epoch. top5 likewise, for more than 5 classes.
         steps: optimizer steps over all phases.
         extra_batches: batches that the method computed besides (scores, growth).
-        multiple: (steps + extra_batches) / steps of the budget.
+        multiple: (steps + extra_batches) / steps of the budget; plus the source's, if it has one.
         weights_hash: of the finished network's parameters and buffers.
+        expected: for methods with random gates.
+        mask_updates: up to 200 of them, evenly chosen.
+        last_changes: prunable weights whose mask changed for the last time in each fiftieth of the
+            training; those whose mask never changed are in none.
     """
 
     schema: int
@@ -154,7 +222,37 @@ class Record:
     phases: tuple[PhaseResult, ...] = ()
     curve: tuple[CurvePoint, ...] = ()
     weights_hash: str = ""
+    expected: Expected | None = None
+    mask_updates: tuple[MaskUpdate, ...] = ()
+    last_changes: tuple[int, ...] = ()
     traceback: str = ""
+
+
+def landed(record: Record, sparsity: float) -> Record:
+    """The record as if the cell had ended with the phase that landed on a sparsity.
+
+    A cell of several rounds answers for every sparsity that one of them landed on. Where none did,
+    because the cell diverged before, the record says so without any figure.
+    """
+    for index, phase in enumerate(record.phases):
+        counts = phase.counts
+        if counts is None or phase.status is None:
+            continue
+        if counts.target_nonzero == keep_count(counts.prunable, 1 - sparsity):
+            times = dataclasses.replace(record.times, train_seconds=record.times.phases[index])
+            return dataclasses.replace(
+                record,
+                status=phase.status,
+                reason=phase.reason,
+                top1=phase.top1,
+                top5=phase.top5,
+                test_loss=phase.test_loss,
+                counts=counts,
+                steps=phase.total,
+                multiple=record.multiple * phase.total / record.steps,
+                times=times,
+            )
+    return dataclasses.replace(record, top1=None, top5=None, test_loss=None, counts=None)
 
 
 def encode(record: Record) -> bytes:

@@ -11,23 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
-from torch import nn
 
 from bench import datasets, recipes
 from bench.datasets import Arrays, DatasetInfo
 from bench.errors import BudgetExceeded, DataError, SuiteError, UnknownName, with_choices
+from bench.networks import probe
 from bench.planning import MAX_STEPS, check_plan
-from bench.prunable import PRESETS, prunable_names
+from bench.prunable import PRESETS, prunable_names, shapes
 from bench.recipes import Recipe
-from bench.seeds import derive
+from bench.small import full_width, nearest_width
 from bench.spec import BudgetSpec, CellSpec, Options, Scalar
 from bench.store import Cell, Manifest
 from bench.suite import MethodTable, Question, Suite
-from methods import get_method
+from methods import METHODS, STAND_INS, get_method
 from methods.allocation import keep_count
 from methods.api import Budget, SparsityMethod
-from models import TIMM_PREFIX, create_model, is_known, model_options, names_like
+from models import TIMM_PREFIX, model_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ def resolve(suite: Suite, data: Path) -> Plan:
     recipe = recipes.load(suite.recipe, f"{suite.where}: recipe", suite.folder)
     arrays = load_arrays(suite.dataset, data)
     _check_crop(recipe, arrays.info, suite)
-    cells = tuple(_cell(question, suite, recipe, arrays) for question in suite.questions)
+    cells = tuple(_Resolver(suite, recipe, arrays).cells())
     _check_different(cells, suite)
     return Plan(Manifest(suite.name, suite.title, cells), suite.dataset, recipe, data)
 
@@ -87,21 +86,6 @@ def make_method(name: str, options: Mapping[str, Scalar], where: str) -> Sparsit
         raise SuiteError(f"{where}: {name}: {with_choices(error, kind)}.") from error
 
 
-def make_model(name: str, info: DatasetInfo, options: Mapping[str, Scalar], seed: int) -> nn.Module:
-    """A freshly initialised network; the same for every method with the same seed.
-
-    Raises:
-        SuiteError: no such model or option, or the model cannot take the data set's images.
-    """
-    if not is_known(name):
-        raise UnknownName("", "model", name, names_like(name))
-    torch.manual_seed(derive(seed, "init"))
-    try:
-        return create_model(name, info.shape, info.classes, **options)
-    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
-        raise SuiteError(f"model {name}: {error}.") from error
-
-
 def make_budget(spec: BudgetSpec, recipe: Recipe, examples: int) -> Budget:
     """The budget in steps.
 
@@ -127,9 +111,9 @@ def _check_crop(recipe: Recipe, info: DatasetInfo, suite: Suite) -> None:
 
 def _check_different(cells: Iterable[Cell], suite: Suite) -> None:
     """Two rows that ask the same would be one record."""
-    seen: dict[str, str] = {}
+    seen: dict[tuple[str, float | None], str] = {}
     for cell in cells:
-        key = cell.spec.key
+        key = (cell.spec.key, cell.sparsity)
         if key in seen:
             raise SuiteError(
                 f"{suite.where}: {seen[key]} and {cell.label} ask the same question "
@@ -138,57 +122,186 @@ def _check_different(cells: Iterable[Cell], suite: Suite) -> None:
         seen[key] = cell.label
 
 
-def _cell(question: Question, suite: Suite, recipe: Recipe, arrays: Arrays) -> Cell:
-    where = question.where
-    method = make_method(question.method, question.options, where)
+@dataclass
+class _Resolver:
+    """Turns the questions of one suite into cells."""
+
+    suite: Suite
+    recipe: Recipe
+    arrays: Arrays
+
+    def cells(self) -> list[Cell]:
+        """One for each question, in their order; those with a source after it was found."""
+        found: dict[int, Cell] = {}
+        questions = list(enumerate(self.suite.questions))
+        for index, question in questions:
+            if question.source is None:
+                found[index] = self.cell(question, None)
+        sources = [(q, found[i]) for i, q in questions if i in found and _leaves_masks(q)]
+        for index, question in questions:
+            if question.source is not None:
+                found[index] = self.cell(question, _source_of(question, sources))
+        return [found[index] for index, _ in questions]
+
+    def cell(self, question: Question, source: Cell | None) -> Cell:
+        """One row, checked against the classes and the data."""
+        if question.method in STAND_INS:
+            return self.small_dense(question)
+        where = question.where
+        method = make_method(question.method, question.options, where)
+        if method.needs_source != (source is not None):
+            raise SuiteError(_source_text(question, method.needs_source))
+        asked = question.sparsity
+        if method.lands_on_all and len(others := self.others(question)) > 1:
+            # One cell answers for all the sparsities of the suite: that of the highest.
+            if "also" in question.options:
+                raise SuiteError(f"{where}.also: the suite's sparsities fill it in.")
+            also = " ".join(map(repr, others[:-1]))  # every digit: the counts depend on it
+            method = make_method(question.method, {**question.options, "also": also}, where)
+            question = dataclasses.replace(question, sparsity=others[-1])
+        cell = self.planned(question, method, source)
+        return dataclasses.replace(cell, sparsity=asked) if method.lands_on_all else cell
+
+    def others(self, question: Question) -> list[float]:
+        """Sparsities that the suite asks of the same row, ascending."""
+        same = dataclasses.replace(question, sparsity=None)
+        return sorted(
+            q.sparsity
+            for q in self.suite.questions
+            if q.sparsity is not None and dataclasses.replace(q, sparsity=None) == same
+        )
+
+    def planned(self, question: Question, method: SparsityMethod, source: Cell | None) -> Cell:
+        """The cell of a question, its plan checked."""
+        suite, where = self.suite, question.where
+        _check_model_options(question, suite)
+        budget = self.budget(question)
+        density = None if question.sparsity is None else 1 - question.sparsity
+        budget = self.with_shapes(budget, question, method, density)
+        try:
+            plan = method.plan(budget, density)
+            check_plan(plan)
+        except ValueError as error:
+            raise SuiteError(f"{where}: {question.method}: {error}.") from error
+        steps = sum(phase.steps for phase in plan)
+        multiple = steps / budget.steps
+        if multiple > question.max_multiple + 1e-9:
+            raise BudgetExceeded(
+                f"{where}: {question.method} plans {steps} steps, but the budget allows "
+                f"{question.max_multiple:g} x {budget.steps}. Set budget.max_multiple to at least "
+                f"{math.ceil(1000 * multiple) / 1000:g}."
+            )
+        spec = CellSpec(
+            method=question.method,
+            model=question.model,
+            dataset=suite.dataset,
+            recipe=suite.recipe,
+            sparsity=question.sparsity,
+            seed=question.seed,
+            budget=question.budget,
+            recipe_hash=self.recipe.hash,
+            data_hash=self.arrays.hash,
+            prunable=suite.prunable,
+            method_version=method.version,
+            options=_differing(method),
+            model_options=_differing_model_options(question),
+            source=source.spec.key if source else None,
+        )
+        updates = sum(phase.updates.count(phase.steps) for phase in plan if phase.updates)
+        paid = source.multiple if source else 0.0
+        return Cell(question.label, spec, steps, multiple + paid, updates)
+
+    def budget(self, question: Question) -> Budget:
+        """The question's budget in steps."""
+        where, recipe = question.where, self.recipe
+        examples = len(self.arrays.y_train) - recipe.validation
+        if examples < recipe.batch:
+            raise DataError(
+                f"{where}: {len(self.arrays.y_train)} training images less {recipe.validation} for "
+                f"validation do not fill one batch of {recipe.batch}."
+            )
+        try:
+            return make_budget(question.budget, recipe, examples)
+        except SuiteError as error:
+            raise SuiteError(f"{where}: {error}") from error
+
+    def with_shapes(
+        self, budget: Budget, question: Question, method: SparsityMethod, density: float | None
+    ) -> Budget:
+        """The budget with the prunable weights' shapes, once some of them are to remain."""
+        try:
+            model = probe(question.model, self.arrays.info, tuple(question.model_options.items()))
+            names = prunable_names(model, method, self.suite.prunable, question.sparsity)
+        except SuiteError as error:
+            raise SuiteError(f"{question.where}: {error}") from error
+        weights = sum(model.get_parameter(name).numel() for name in names)
+        if density is not None and keep_count(weights, density) == 0:
+            raise SuiteError(
+                f"{question.where}: sparsity {question.sparsity} leaves none of the {weights} "
+                f"prunable weights of {question.model}."
+            )
+        if density is not None and method.controls == "filters":
+            filters = sum(len(model.get_parameter(name)) for name in names)
+            if keep_count(filters, density) == 0:
+                raise SuiteError(
+                    f"{question.where}: sparsity {question.sparsity} leaves none of the {filters} "
+                    f"filters of {question.model}."
+                )
+        return dataclasses.replace(budget, shapes=shapes(model, names))
+
+    def small_dense(self, question: Question) -> Cell:
+        """The dense network of the width whose prunable weights come nearest to the row's."""
+        assert question.sparsity is not None
+        asked, where, info = question.sparsity, question.where, self.arrays.info
+        if question.options or question.source:
+            raise SuiteError(f"{where}: small_dense has no options and no source.")
+        dense = dataclasses.replace(question, method="dense", sparsity=0.0)
+        full = self.planned(dense, make_method("dense", {}, where), None)
+        options = tuple(question.model_options.items())
+        try:
+            width = nearest_width(question.model, info, options, self.suite.prunable, asked)
+        except SuiteError as error:
+            return dataclasses.replace(full, sparsity=asked, skipped=str(error))
+        small = dataclasses.replace(dense, model_options={**question.model_options, "width": width})
+        cell = self.planned(small, make_method("dense", {}, where), None)
+        against = full_width(question.model, info, options, self.suite.prunable)
+        return dataclasses.replace(cell, sparsity=asked, against=against)
+
+
+def _source_of(question: Question, candidates: list[tuple[Question, Cell]]) -> Cell:
+    """The cell of the named row with the same model, seed and sparsity."""
+    place, wanted = f"{question.where}.source", question.source or ""
+    labels = dict.fromkeys(source.label for source, _ in candidates)
+    if wanted not in labels:
+        raise UnknownName(place, "row to take masks from", wanted, labels)
+    for source, cell in candidates:
+        same = (source.model, source.model_options, source.seed, cell.asked)
+        mine = (question.model, question.model_options, question.seed, question.sparsity)
+        if source.label == wanted and same == mine:
+            return cell
+    raise SuiteError(f"{place}: {wanted} has no cell at sparsity {question.sparsity}.")
+
+
+def _leaves_masks(question: Question) -> bool:
+    """Whether a row's masks fit others of its sparsity: no filters, no narrower network."""
+    return question.method not in STAND_INS and METHODS[question.method].controls == "density"
+
+
+def _source_text(question: Question, needed: bool) -> str:
+    if needed:
+        text = "needs the masks of another row: set source = 'LABEL', a label of this suite"
+    else:
+        text = "takes nothing from a source with these options: leave source out"
+    return f"{question.where}: {question.method} {text}."
+
+
+def _check_model_options(question: Question, suite: Suite) -> None:
     if not question.model.startswith(TIMM_PREFIX):
         allowed = model_options(question.model)
         for option in question.model_options:
             if option not in allowed:
                 place = f"{suite.where}: models"
                 raise UnknownName(place, f"option of {question.model}", option, allowed)
-    examples = len(arrays.y_train) - recipe.validation
-    if examples < recipe.batch:
-        raise DataError(
-            f"{where}: {len(arrays.y_train)} training images less {recipe.validation} for "
-            f"validation do not fill one batch of {recipe.batch}."
-        )
-    try:
-        budget = make_budget(question.budget, recipe, examples)
-    except SuiteError as error:
-        raise SuiteError(f"{where}: {error}") from error
-    density = None if question.sparsity is None else 1 - question.sparsity
-    try:
-        plan = method.plan(budget, density)
-        check_plan(plan)
-    except ValueError as error:
-        raise SuiteError(f"{where}: {question.method}: {error}.") from error
-    steps = sum(phase.steps for phase in plan)
-    multiple = steps / budget.steps
-    if multiple > question.max_multiple + 1e-9:
-        raise BudgetExceeded(
-            f"{where}: {question.method} plans {steps} steps, but the budget allows "
-            f"{question.max_multiple:g} x {budget.steps}. Set budget.max_multiple to at least "
-            f"{math.ceil(1000 * multiple) / 1000:g}."
-        )
-    _check_prunable(question, suite, method, arrays.info, density)
-    spec = CellSpec(
-        method=question.method,
-        model=question.model,
-        dataset=suite.dataset,
-        recipe=suite.recipe,
-        sparsity=question.sparsity,
-        seed=question.seed,
-        budget=question.budget,
-        recipe_hash=recipe.hash,
-        data_hash=arrays.hash,
-        prunable=suite.prunable,
-        method_version=method.version,
-        options=_differing(method),
-        model_options=_differing_model_options(question),
-    )
-    updates = sum(phase.updates.count(phase.steps) for phase in plan if phase.updates)
-    return Cell(question.label, spec, steps, multiple, updates)
 
 
 def _differing(method: SparsityMethod) -> Options:
@@ -213,41 +326,3 @@ def _differing_model_options(question: Question) -> Options:
             if name not in defaults or defaults[name] != value
         )
     )
-
-
-def _check_prunable(
-    question: Question,
-    suite: Suite,
-    method: SparsityMethod,
-    info: DatasetInfo,
-    density: float | None,
-) -> None:
-    try:
-        model = _probe(question.model, info, tuple(question.model_options.items()))
-        names = prunable_names(model, method, suite.prunable)
-    except SuiteError as error:
-        raise SuiteError(f"{question.where}: {error}") from error
-    weights = sum(model.get_parameter(name).numel() for name in names)
-    if density is not None and keep_count(weights, density) == 0:
-        raise SuiteError(
-            f"{question.where}: sparsity {question.sparsity} leaves none of the {weights} prunable "
-            f"weights of {question.model}."
-        )
-
-
-@functools.lru_cache(maxsize=8)
-def _probe(name: str, info: DatasetInfo, options: Options) -> nn.Module:
-    """A network to ask questions of, once one image went through it."""
-    model = make_model(name, info, dict(options), 0).eval()
-    try:
-        with torch.no_grad():
-            output = model(torch.zeros(1, *info.shape))
-    except RuntimeError as error:
-        size = "x".join(map(str, info.shape))
-        raise SuiteError(f"model {name} cannot take images of {size} ({error}).") from error
-    if output.shape != (1, info.classes):
-        raise SuiteError(
-            f"model {name} returns {tuple(output.shape)} for one image; expected "
-            f"(1, {info.classes})."
-        )
-    return model

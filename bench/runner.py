@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 import traceback
@@ -16,18 +17,21 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from bench import checkpoint
+from bench import checkpoint, sources
 from bench.counting import count_layers, count_totals
 from bench.data import to_device
 from bench.environment import environment
-from bench.errors import CheckpointError, ContractBroken, DataError, Diverged
-from bench.evaluate import evaluate
+from bench.errors import CheckpointError, ContractBroken, DataError, Diverged, SourceMissing
+from bench.evaluate import Evaluation, evaluate
+from bench.networks import make_model
 from bench.prunable import prunable_names
 from bench.recipes import Recipe
-from bench.record import SCHEMA, Counts, LayerCount, Record, Status, Times
-from bench.resolve import load_arrays, make_budget, make_method, make_model
+from bench.record import SCHEMA, Counts, Expected, LayerCount, PhaseResult, Record, Status, Times
+from bench.resolve import load_arrays, make_budget, make_method
+from bench.seeds import derive
+from bench.sources import SourceFiles
 from bench.store import Cell, write_atomically
-from bench.trainer import Trainer
+from bench.trainer import Ended, Tensors, Trainer
 from methods.allocation import keep_count
 from methods.masking import GROWN
 
@@ -42,10 +46,12 @@ class Task:
 
     Attributes:
         data: folder of the data sets.
-        checkpoint: file of the unfinished run; `weights`, of the finished network.
+        checkpoint: file of the unfinished run; `weights`, of the finished network; `masks`, folder
+            of those of measured phases.
         device: as torch names it.
         checkpoint_seconds: wall-clock between checkpoints.
         deadline: Unix time at which to save and stop; infinity: never.
+        source: files of the cell's source, if it names one.
     """
 
     cell: Cell
@@ -54,9 +60,11 @@ class Task:
     data: Path
     checkpoint: Path
     weights: Path
+    masks: Path
     device: str
     checkpoint_seconds: float
     deadline: float
+    source: SourceFiles | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +133,8 @@ def run_cell(task: Task) -> Iterator[Event]:
         record = attempt.record("diverged", str(error))
     except ContractBroken as error:
         record = attempt.record("invalid", str(error))
+    except SourceMissing as error:
+        record = attempt.record("failed", str(error))
     except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())  # one line
         record = attempt.record("failed", reason, traceback=traceback.format_exc())
@@ -137,6 +147,7 @@ class _Attempt:
 
     task: Task
     stopped: bool = False
+    source_multiple: float = 0.0
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def build(self) -> None:
@@ -153,10 +164,14 @@ class _Attempt:
         self.info = arrays.info
         model = self.fresh_model()
         self.structure = _structure(model)
-        self.names = prunable_names(model, self.method, spec.prunable)
+        self.names = prunable_names(model, self.method, spec.prunable, spec.sparsity)
         self.data = to_device(arrays, task.recipe, self.device)
         self.budget = make_budget(spec.budget, task.recipe, len(self.data.train))
         self.density = None if spec.sparsity is None else 1 - spec.sparsity
+        source = None
+        if task.source is not None and spec.sparsity is not None:
+            ones = {name: torch.ones_like(model.get_parameter(name)) for name in self.names}
+            source, self.source_multiple = sources.load(task.source, spec.sparsity, ones)
         self.trainer = Trainer(
             self.method,
             model,
@@ -166,12 +181,15 @@ class _Attempt:
             self.budget,
             self.density,
             spec.seed,
+            source=source,
+            fresh=self.fresh_model,
         )
 
-    def fresh_model(self) -> nn.Module:
-        """The network as the cell's seed initialises it, on the device."""
+    def fresh_model(self, draw: int = 0) -> nn.Module:
+        """The network as the cell's seed initialises it, on the device; other draws differ."""
         spec = self.task.cell.spec
-        model = make_model(spec.model, self.info, dict(spec.model_options), spec.seed)
+        seed = derive(spec.seed, "draw", draw) if draw else spec.seed
+        model = make_model(spec.model, self.info, dict(spec.model_options), seed)
         # Convolutions are 1.2 to 1.5 times faster with channels last; other layers do not care.
         return model.to(self.device).to(memory_format=torch.channels_last)
 
@@ -191,6 +209,7 @@ class _Attempt:
         now = time.time()
         next_save, next_word = now + task.checkpoint_seconds, now
         for done in self.trainer.run():
+            self.measure_ended()
             now = time.time()
             if now >= task.deadline and done < total:
                 checkpoint.write(self.trainer, task.checkpoint, key)
@@ -202,6 +221,59 @@ class _Attempt:
             if now >= next_word:
                 yield Progress(key, done, total)
                 next_word = now + PROGRESS_SECONDS
+        self.measure_ended()
+
+    def measure_ended(self) -> None:
+        """Tests the networks of measured phases that have ended, before the run is saved again."""
+        while self.trainer.ended:
+            ended = self.trainer.ended.pop(0)
+            phases = self.trainer.cursor.phases
+            path = self.task.masks / f"{phases[ended.index].name}.safetensors"
+            sources.write_masks(path, ended.masks)
+            # The new networks draw initial weights that nobody uses: the run's noise must stay.
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                phases[ended.index] = self._measured(ended)
+
+    def _measured(self, ended: Ended) -> PhaseResult:
+        result = self.trainer.cursor.phases[ended.index]
+        model, found = self._tested(ended.end)
+        counts = self._counts(model, count_layers(model, self.data.info.shape, self.names))
+        asked = self.trainer.plan[ended.index].density
+        if asked is not None:
+            counts = dataclasses.replace(counts, target_nonzero=keep_count(counts.prunable, asked))
+        elif self.density is not None and result.density == 1:
+            counts = dataclasses.replace(counts, target_nonzero=counts.prunable)
+        status, reason = self._judged(found, counts)
+        least = result.least
+        if least is not None and ended.least is not None:
+            _, at_least = self._tested(ended.least)
+            least = dataclasses.replace(least, top1=at_least.top1)
+        return dataclasses.replace(
+            result,
+            status=status,
+            reason=reason,
+            top1=found.top1,
+            top5=found.top5,
+            test_loss=found.loss if math.isfinite(found.loss) else None,
+            counts=counts,
+            least=least,
+        )
+
+    def _tested(self, tensors: Tensors) -> tuple[nn.Module, Evaluation]:
+        """A freshly made network with these tensors, on the test set.
+
+        Raises:
+            ContractBroken: they are not those of the plain network.
+        """
+        # Only the tensors count: whatever else a method did to the module stays behind.
+        model = self.fresh_model()
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            text = "the network has other tensors than the plain one"
+            raise ContractBroken(f"{text}: {error}") from error
+        with self._evaluation_clock():
+            return model, evaluate(model, self.data.test, self.data)
 
     def measure(self) -> Record:
         """Everything a record holds, from the plain network that the method left.
@@ -215,27 +287,12 @@ class _Attempt:
             raise ContractBroken(
                 "the finished network has other modules or tensors than the plain one"
             )
-        # Only the tensors count: whatever else a method did to the module stays behind.
-        model = self.fresh_model()
-        model.load_state_dict(trained.state_dict())
-        with self._evaluation_clock():
-            found = evaluate(model, self.data.test, self.data)
+        model, found = self._tested(trained.state_dict())
         if not math.isfinite(found.loss):
             raise Diverged("the finished network's outputs are not finite")
         layers = count_layers(model, self.data.info.shape, self.names)
         counts = self._counts(model, layers)
-        status: Status = "ok"
-        reason = ""
-        chance = 100 / self.data.info.classes
-        if counts.target_nonzero not in (None, counts.prunable_nonzero):
-            status = "invalid"
-            reason = (
-                f"{counts.prunable_nonzero} prunable weights are not zero, but "
-                f"{counts.target_nonzero} were asked for"
-            )
-        elif found.top1 < CHANCE_FACTOR * chance:
-            status = "diverged"
-            reason = f"accuracy {found.top1:.2f} % is under {CHANCE_FACTOR} times chance"
+        status, reason = self._judged(found, counts)
         # Tied weights share memory, which safetensors refuses: hence the copies.
         tensors = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
         write_atomically(self.task.weights, save(tensors))
@@ -248,7 +305,37 @@ class _Attempt:
             counts=counts,
             layers=layers,
             weights_hash=checkpoint.tensor_hash(tensors),
+            expected=self._expected(layers),
         )
+
+    def _judged(self, found: Evaluation, counts: Counts) -> tuple[Status, str]:
+        """Status of a network, and why."""
+        if counts.target_nonzero not in (None, counts.prunable_nonzero):
+            return "invalid", (
+                f"{counts.prunable_nonzero} prunable weights are not zero, but "
+                f"{counts.target_nonzero} were asked for"
+            )
+        if counts.filters is not None and counts.filters[1] != counts.filters[2]:
+            return "invalid", (
+                f"{counts.filters[2]} filters are not zero, but {counts.filters[1]} were asked for"
+            )
+        if not math.isfinite(found.loss):
+            return "diverged", "the network's outputs are not finite"
+        if found.top1 < CHANCE_FACTOR * 100 / self.data.info.classes:
+            return "diverged", f"accuracy {found.top1:.2f} % is under {CHANCE_FACTOR} times chance"
+        return "ok", ""
+
+    def _expected(self, layers: tuple[LayerCount, ...]) -> Expected | None:
+        """Expected non-zeros and MACs under the method's gates, if it has any."""
+        chances = self.trainer.open_probability
+        if chances is None:
+            return None
+        l0 = {name: float(chance.double().sum()) for name, chance in chances.items()}
+        macs = sum(
+            layer.dense_macs * l0[layer.name] / layer.weights if layer.name in l0 else layer.macs
+            for layer in layers
+        )
+        return Expected(sum(l0.values()), macs)
 
     def record(self, status: Status, reason: str, **measured: Any) -> Record:
         """A record of this try, with whatever was measured."""
@@ -268,13 +355,20 @@ class _Attempt:
             cursor = trainer.cursor
             common |= {
                 "times": Times(
-                    cursor.train_seconds, cursor.update_seconds, cursor.eval_seconds, self.started
+                    cursor.train_seconds,
+                    cursor.update_seconds,
+                    cursor.eval_seconds,
+                    self.started,
+                    tuple(cursor.phase_seconds),
                 ),
                 "steps": cursor.total,
                 "extra_batches": cursor.extra_batches,
-                "multiple": (cursor.total + cursor.extra_batches) / self.budget.steps,
+                "multiple": (cursor.total + cursor.extra_batches) / self.budget.steps
+                + self.source_multiple,
                 "phases": tuple(cursor.phases),
                 "curve": tuple(cursor.curve),
+                "mask_updates": tuple(cursor.mask_updates),
+                "last_changes": trainer.dynamics.histogram(trainer.total_steps),
             }
         return Record(**(common | measured))
 
@@ -282,9 +376,8 @@ class _Attempt:
         totals = count_totals(model, layers)
         weights = {name: model.get_parameter(name).detach() for name in self.names}
         prunable = sum(weight.numel() for weight in weights.values())
-        target = None
-        if self.method.controls == "density" and self.density is not None:
-            target = keep_count(prunable, self.density)
+        density = self.method.final_density(self.density)
+        target = None if density is None else keep_count(prunable, density)
         nonzero = {name: int(weight.count_nonzero()) for name, weight in weights.items()}
         grown = sum(int((weight.abs() <= GROWN).sum()) for weight in weights.values())
         zeros = prunable - sum(nonzero.values())
@@ -298,7 +391,15 @@ class _Attempt:
             dense_macs=totals.dense_macs,
             macs=totals.macs,
             dead=tuple(name for name, count in nonzero.items() if count == 0),
+            filters=self._filters(weights) if self.method.controls == "filters" else None,
         )
+
+    def _filters(self, weights: Tensors) -> tuple[int, int, int]:
+        """Filters of the prunable weights: all, asked to remain, with a weight that is not zero."""
+        assert self.density is not None
+        total = sum(len(weight) for weight in weights.values())
+        left = sum(int(weight.flatten(1).any(dim=1).sum()) for weight in weights.values())
+        return total, keep_count(total, self.density), left
 
     @contextmanager
     def _evaluation_clock(self) -> Iterator[None]:

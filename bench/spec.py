@@ -54,6 +54,7 @@ class CellSpec:
         method_version: version of the method's results.
         options: the method's options that differ from its defaults, sorted by name.
         model_options: likewise for the model.
+        source: key of the cell whose masks this one starts from.
         recipe_hash: content of the resolved recipe.
         data_hash: content of the data.
     """
@@ -71,6 +72,7 @@ class CellSpec:
     method_version: int = 1
     options: Options = ()
     model_options: Options = ()
+    source: str | None = None
 
     @property
     def key(self) -> str:

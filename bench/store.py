@@ -3,7 +3,7 @@
 ROOT/SUITE/suite.json               the cells that the suite asks for
 ROOT/SUITE/<slug>.json              a final record
 ROOT/SUITE/attempts/<slug>-N.json   a failed try; the cell runs again next time
-ROOT/SUITE/checkpoints/, weights/, locks/
+ROOT/SUITE/checkpoints/, weights/, masks/, locks/
 """
 
 from __future__ import annotations
@@ -22,13 +22,27 @@ from bench.spec import CellSpec
 
 
 @dataclass(frozen=True, slots=True)
+class Against:
+    """The network at its full width: parameters, prunable weights, and MACs for one image."""
+
+    parameters: int
+    prunable: int
+    dense_macs: int
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell as a suite asks for it, resolved and checked.
+    """A row of a suite's table for one seed, resolved and checked, and the cell that answers it.
 
     Attributes:
         label: the row's name in the suite's tables; variants of a method differ by it.
-        steps: optimizer steps that the method plans; `multiple` is that over the budget's.
+        steps: optimizer steps that the method plans; `multiple` is that over the budget's, with the
+            source's.
         updates: mask updates that it plans.
+        sparsity: that the row asks for, where it is not the cell's own: a cell of several rounds
+            answers several rows, and a small dense network stands for a sparse one.
+        against: the network that the row's ratios count against, where it is not the cell's own.
+        skipped: why the row cannot be run; empty where it can.
     """
 
     label: str
@@ -36,6 +50,14 @@ class Cell:
     steps: int
     multiple: float
     updates: int
+    sparsity: float | None = None
+    against: Against | None = None
+    skipped: str = ""
+
+    @property
+    def asked(self) -> float | None:
+        """Sparsity that the row asks for."""
+        return self.spec.sparsity if self.sparsity is None else self.sparsity
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +103,10 @@ class Store:
     def weights(self, spec: CellSpec) -> Path:
         """Where the finished network of a cell is kept."""
         return self.folder / "weights" / f"{spec.slug}.safetensors"
+
+    def masks(self, spec: CellSpec) -> Path:
+        """Folder of the masks that a cell had at the end of its measured phases."""
+        return self.folder / "masks" / spec.slug
 
     def lock(self, spec: CellSpec) -> Path:
         """File that a runner locks while it trains the cell."""

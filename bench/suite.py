@@ -15,7 +15,7 @@ import msgspec
 from bench.datasets import DATASETS
 from bench.errors import SuiteError, UnknownName
 from bench.spec import BudgetSpec, Scalar
-from methods import METHODS
+from methods import METHODS, STAND_INS
 from models import MODELS, TIMM_PREFIX
 
 FOLDER = Path(__file__).parent / "suites"
@@ -49,6 +49,7 @@ class MethodTable(msgspec.Struct, forbid_unknown_fields=True):
     method: str | None = None
     budget: BudgetTable | None = None
     sparsities: list[float] | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class Question:
     Attributes:
         where: place in the suite, for errors.
         max_multiple: how many budgets the method may spend.
+        source: label of the suite's row whose masks the cell starts from.
     """
 
     where: str
@@ -70,6 +72,7 @@ class Question:
     seed: int
     budget: BudgetSpec
     max_multiple: float
+    source: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +170,8 @@ def _questions(file: SuiteFile, where: str) -> Iterator[Question]:
         own = {key: value for key, value in table.items() if key in MethodTable.__struct_fields__}
         settings: MethodTable = _convert(own, MethodTable, place)
         method = settings.method or label
-        if method not in METHODS:
-            raise UnknownName(place, "method", method, METHODS)
+        if method not in METHODS | STAND_INS:
+            raise UnknownName(place, "method", method, METHODS | STAND_INS)
         sparsities = _sparsities(method, settings, file, place)
         budget, multiple = _budget(file.budget, settings.budget, place)
         options = {key: value for key, value in table.items() if key not in own}
@@ -186,6 +189,7 @@ def _questions(file: SuiteFile, where: str) -> Iterator[Question]:
                         seed,
                         budget,
                         multiple,
+                        settings.source,
                     )
                     identity = (label + suffix, model, str(model_options), sparsity, seed)
                     if identity in seen:
@@ -212,7 +216,7 @@ def _model(entry: str | dict[str, Scalar], where: str) -> tuple[str, dict[str, S
 def _sparsities(
     method: str, settings: MethodTable, file: SuiteFile, place: str
 ) -> list[float] | list[None]:
-    controls = METHODS[method].controls
+    controls = (METHODS | STAND_INS)[method].controls
     if controls == "none":
         if settings.sparsities is not None:
             raise SuiteError(f"{place}.sparsities: {method} has no sparsity to set.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -13,23 +15,32 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from bench.data import BatchStream, Data
+from bench.dynamics import Dynamics
 from bench.errors import Diverged
-from bench.evaluate import evaluate
+from bench.evaluate import Evaluation, evaluate
+from bench.prunable import shapes
 from bench.recipes import Recipe
-from bench.record import CurvePoint, PhaseResult
+from bench.record import CurvePoint, Least, MaskUpdate, PhaseResult
 from bench.seeds import derive
 from methods.api import (
     Budget,
     OptimizerSettings,
     Phase,
     Scores,
+    Shape,
+    Source,
     SparsityMethod,
     TrainState,
 )
-from methods.masking import NoOrderError
+from methods.masking import GROWN, NoOrderError
 
 CURVE_POINTS = 200
 """A record keeps at most so many points of the training curve."""
+
+LEAST = "least validation loss"
+"""Name of the snapshot that a look at the validation loss takes; no plan may use it."""
+
+Tensors = dict[str, Tensor]
 
 
 @dataclass
@@ -41,7 +52,10 @@ class Cursor:
         position: of the next batch in the training stream; a rewind sets it back.
         total: optimizer steps done, all phases.
         drawn: batches that the method asked for; `scored`: its forward passes outside training.
+        updates: mask updates done; `mask_updates` are those that are kept.
+        least: least validation loss in this phase.
         train_seconds: wall-clock of training, data and hooks; the hooks' part is `update_seconds`.
+        phase_seconds: `train_seconds` at the end of each phase.
     """
 
     phase: int = 0
@@ -50,11 +64,15 @@ class Cursor:
     total: int = 0
     drawn: int = 0
     scored: int = 0
+    updates: int = 0
+    least: Least | None = None
     train_seconds: float = 0.0
     update_seconds: float = 0.0
     eval_seconds: float = 0.0
     curve: list[CurvePoint] = field(default_factory=list)
     phases: list[PhaseResult] = field(default_factory=list)
+    phase_seconds: list[float] = field(default_factory=list)
+    mask_updates: list[MaskUpdate] = field(default_factory=list)
 
     @property
     def extra_batches(self) -> int:
@@ -72,10 +90,26 @@ class Snapshot:
         position: of the next batch.
     """
 
-    model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    model: Tensors
+    optimizer: Tensors
     numbers: dict[str, float]
     position: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A measured phase that has ended, for the runner to test.
+
+    Attributes:
+        index: in the plan.
+        end: the plain network's tensors after the last step; `least`, at the least validation loss.
+        masks: copies.
+    """
+
+    index: int
+    end: Tensors
+    least: Tensors | None
+    masks: Tensors
 
 
 def forward(
@@ -99,6 +133,12 @@ class Trainer:
         budget: length of one ordinary run.
         density: the target; None for penalty-driven methods.
         seed: of data order, augmentation, the method's choices and noise.
+        source: what the cell's source left, if it names one.
+        fresh: makes a plain network from the number of a draw, on the device.
+
+    Attributes:
+        ended: measured phases that nobody has looked at yet.
+        open_probability: the method's, at the end of training.
     """
 
     def __init__(
@@ -111,10 +151,16 @@ class Trainer:
         budget: Budget,
         density: float | None,
         seed: int,
+        *,
+        source: Source | None = None,
+        fresh: Callable[[int], nn.Module] | None = None,
     ) -> None:
         self.method, self.data, self.recipe = method, data, recipe
-        self.budget, self.density, self.seed = budget, density, seed
-        self.plan = method.plan(budget, density)
+        self.density, self.seed = density, seed
+        self.source, self._fresh = source, fresh
+        parameters = dict(model.named_parameters())
+        self.budget = dataclasses.replace(budget, shapes=shapes(model, names))
+        self.plan = method.plan(self.budget, density)
         self.total_steps = sum(phase.steps for phase in self.plan)
         self.cursor = Cursor()
         self.snapshots: dict[str, Snapshot] = {}
@@ -123,9 +169,8 @@ class Trainer:
         self._own_streams: dict[bool, BatchStream] = {}
 
         torch.manual_seed(derive(seed, "noise"))  # dropout and gates
-        parameters = dict(model.named_parameters())
         masks = {name: torch.ones_like(parameters[name].detach()) for name in names}
-        weights = method.prepare(model, masks)
+        weights = method.prepare(model, masks, data.info.shape)
         pruned = set(map(id, weights.values()))
         others = {name: p for name, p in model.named_parameters() if id(p) not in pruned}
         device = data.train.labels.device
@@ -140,6 +185,9 @@ class Trainer:
         # Losses stay on the device until a point of the curve is due: no wait in the step.
         interval = max(1, -(-self.total_steps // CURVE_POINTS))
         self.losses = torch.zeros(interval, device=device)
+        self.dynamics = Dynamics(self.plan, self.state)
+        self.ended: list[Ended] = []
+        self.open_probability: Scores | None = None
 
     @property
     def phase(self) -> Phase:
@@ -171,6 +219,7 @@ class Trainer:
                     self._train_step()
                 if cursor.total % len(self.losses) == 0 or cursor.total == self.total_steps:
                     self._add_curve_point()
+                self._look()
                 yield cursor.total
             self._leave()
             if cursor.phase == len(self.plan) - 1:
@@ -178,7 +227,14 @@ class Trainer:
             cursor.phase += 1
             cursor.step = 0
         with self._training_clock(), self._cold_hook():
+            self.open_probability = self.method.open_probability(self.state)
             self.method.finish(self)
+
+    def fresh_weights(self, draw: int) -> Tensors:
+        """Parameters and buffers of the plain network, initialised anew; random streams stay."""
+        assert self._fresh is not None
+        with torch.random.fork_rng(self._rng_devices(self.state.lr.device)):
+            return self._fresh(draw).state_dict()
 
     def batches(self, count: int, *, augmented: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
         """Training batches from the method's own stream; they are metered."""
@@ -192,7 +248,7 @@ class Trainer:
             yield self._own_streams[augmented].batch(position)
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
+    def input_shape(self) -> Shape:
         """(channels, height, width) of one image."""
         return self.data.info.shape
 
@@ -201,8 +257,7 @@ class Trainer:
         model = self.state.model
         # The forward pass writes its statistics into copies, and draws noise of its own.
         copies = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        devices = [images.device] if images.device.type == "cuda" else []
-        with torch.enable_grad(), torch.random.fork_rng(devices):
+        with torch.enable_grad(), torch.random.fork_rng(self._rng_devices(images.device)):
             torch.manual_seed(derive(self.seed, "scoring", self.cursor.scored))
             self.cursor.scored += 1
             outputs: Tensor = functional_call(model, copies, (images,))
@@ -227,9 +282,15 @@ class Trainer:
         """One optimizer step, the same for all methods, with the update due before it."""
         cursor, state, method, phase = self.cursor, self.state, self.method, self.phase
         if phase.updates is not None and phase.updates.due(cursor.step):
-            with self._cold_hook():
+            with (
+                self.dynamics.watch(state, cursor.total, cursor.updates, cursor.mask_updates),
+                self._cold_hook(),
+            ):
                 method.update(self)
                 method.project(state)  # the coming forward pass sees the new masks
+            cursor.updates += 1
+            cursor.train_seconds -= self.dynamics.seconds  # the harness's own curiosity
+            cursor.eval_seconds += self.dynamics.seconds
         else:
             self._set_clock()
         images, labels = self.stream.batch(cursor.position)
@@ -270,11 +331,27 @@ class Trainer:
         phase, cursor = self.phase, self.cursor
         if phase.save_as is not None:
             self.snapshots[phase.save_as] = self._snapshot()
-        masks = self.state.masks.values()
-        kept = sum(int(mask.count_nonzero()) for mask in masks)
+        masks = self.state.masks
+        kept = sum(int(mask.count_nonzero()) for mask in masks.values())
+        total = sum(mask.numel() for mask in masks.values())
         # Where a penalty decides, there are no masks to speak of.
-        density = None if self.density is None else kept / sum(mask.numel() for mask in masks)
-        cursor.phases.append(PhaseResult(phase.name, phase.steps, density))
+        density = None if self.density is None else kept / total
+        if phase.measured:
+            self.ended.append(self._ended())
+        result = PhaseResult(phase.name, phase.steps, density, cursor.total, least=cursor.least)
+        cursor.least = None
+        cursor.phases.append(result)
+        cursor.phase_seconds.append(cursor.train_seconds)
+
+    def _ended(self) -> Ended:
+        least = self.snapshots.pop(LEAST, None)
+        masks = {name: mask.clone() for name, mask in self.state.masks.items()}
+        networks = [self._snapshot().model, *([least.model] if least else [])]
+        for network in networks:
+            for name, mask in masks.items():
+                if name in network:  # a kept weight that is exactly 0, as `fill_zeros` has it
+                    network[name].masked_fill_((network[name] == 0) & (mask != 0), GROWN)
+        return Ended(self.cursor.phase, networks[0], networks[1] if least else None, masks)
 
     def _snapshot(self) -> Snapshot:
         model = {name: value.clone() for name, value in self.state.model.state_dict().items()}
@@ -317,6 +394,26 @@ class Trainer:
         """The optimizer's parameters in its own order."""
         return [p for group in self.state.optimizer.param_groups for p in group["params"]]
 
+    def _look(self) -> None:
+        """Keeps the network of the least validation loss, where the phase asks for it."""
+        every, cursor = self.phase.validate_every, self.cursor
+        if not every or not len(self.data.validation):
+            return
+        if cursor.step % every and cursor.step != self.phase.steps:
+            return
+        loss = self._validate().loss
+        # One that is not finite is no least; a record could not hold it either.
+        if loss < (cursor.least.validation_loss if cursor.least else math.inf):
+            cursor.least = Least(cursor.step, loss)
+            self.snapshots[LEAST] = dataclasses.replace(self._snapshot(), optimizer={}, numbers={})
+
+    def _validate(self) -> Evaluation:
+        started = time.perf_counter()
+        found = evaluate(self.state.model, self.data.validation, self.data)
+        self.state.model.train()
+        self.cursor.eval_seconds += time.perf_counter() - started
+        return found
+
     def _add_curve_point(self) -> None:
         cursor = self.cursor
         size = len(self.losses)
@@ -331,10 +428,7 @@ class Trainer:
         due = epoch_ended > epoch_before or cursor.total == self.total_steps
         found = None
         if due and len(self.data.validation):
-            started = time.perf_counter()
-            found = evaluate(self.state.model, self.data.validation, self.data)
-            self.state.model.train()
-            cursor.eval_seconds += time.perf_counter() - started
+            found = self._validate()
         cursor.curve.append(
             CurvePoint(
                 cursor.total,
@@ -343,6 +437,11 @@ class Trainer:
                 found.top1 if found else None,
             )
         )
+
+    @staticmethod
+    def _rng_devices(device: torch.device) -> list[torch.device]:
+        """Devices whose random streams a fork must keep, beside the CPU's."""
+        return [device] if device.type == "cuda" else []
 
     @contextmanager
     def _training_clock(self) -> Iterator[None]:

@@ -1,0 +1,48 @@
+"""Networks for a data set: freshly initialised, or to ask questions of."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from bench.datasets import DatasetInfo
+from bench.errors import SuiteError, UnknownName
+from bench.seeds import derive
+from bench.spec import Options, Scalar
+from models import create_model, is_known, names_like
+
+
+def make_model(name: str, info: DatasetInfo, options: Mapping[str, Scalar], seed: int) -> nn.Module:
+    """A freshly initialised network; the same for every method with the same seed.
+
+    Raises:
+        SuiteError: no such model or option, or the model cannot take the data set's images.
+    """
+    if not is_known(name):
+        raise UnknownName("", "model", name, names_like(name))
+    torch.manual_seed(derive(seed, "init"))
+    try:
+        return create_model(name, info.shape, info.classes, **options)
+    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+        raise SuiteError(f"model {name}: {error}.") from error
+
+
+@functools.lru_cache(maxsize=8)
+def probe(name: str, info: DatasetInfo, options: Options) -> nn.Module:
+    """A network to ask questions of, once one image went through it."""
+    model = make_model(name, info, dict(options), 0).eval()
+    try:
+        with torch.no_grad():
+            output = model(torch.zeros(1, *info.shape))
+    except RuntimeError as error:
+        size = "x".join(map(str, info.shape))
+        raise SuiteError(f"model {name} cannot take images of {size} ({error}).") from error
+    if output.shape != (1, info.classes):
+        raise SuiteError(
+            f"model {name} returns {tuple(output.shape)} for one image; expected "
+            f"(1, {info.classes})."
+        )
+    return model

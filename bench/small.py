@@ -1,0 +1,72 @@
+"""A dense network as small as a sparse one: the control that tells what sparsity is worth."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import nn
+
+from bench.counting import count_layers, count_totals
+from bench.datasets import DatasetInfo
+from bench.errors import SuiteError
+from bench.networks import probe
+from bench.prunable import prunable_names
+from bench.spec import Options
+from bench.store import Against
+from methods.allocation import keep_count
+from methods.dense import Dense
+from models import create_model, is_known, model_options
+
+GRID = 1000
+"""Widths are multiples of 1/1000 of the suite's own."""
+
+
+@functools.lru_cache(maxsize=256)
+def nearest_width(
+    name: str, info: DatasetInfo, options: Options, preset: str, sparsity: float
+) -> float:
+    """The `width` whose prunable weights come nearest to those that a sparsity leaves.
+
+    Args:
+        name: of the model.
+        info: of the data set.
+        options: the model's own; its `width`, if set, is what the sparsity counts from.
+        preset: of prunable weights.
+        sparsity: in [0, 1).
+
+    Raises:
+        SuiteError: the model has no option `width`.
+    """
+    if not is_known(name) or "width" not in model_options(name):
+        raise SuiteError(f"{name} has no option `width`, so there is no smaller one of it")
+    widest = float(dict(options).get("width", model_options(name)["width"]))  # type: ignore[arg-type]
+    others = {key: value for key, value in options if key != "width"}
+
+    def weights(step: int) -> int:
+        # No weight is made: a width is tried in milliseconds.
+        with torch.device("meta"):
+            width = round(widest * step / GRID, 6)
+            model = create_model(name, info.shape, info.classes, **others, width=width)
+        return _prunable(model, preset)
+
+    target = keep_count(weights(GRID), 1 - sparsity)
+    low, high = 1, GRID  # weights(low) <= target <= weights(high), if it can be
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if weights(middle) <= target else (low, middle)
+    best = min((high, low), key=lambda step: abs(weights(step) - target))
+    return round(widest * best / GRID, 6)
+
+
+@functools.lru_cache(maxsize=64)
+def full_width(name: str, info: DatasetInfo, options: Options, preset: str) -> Against:
+    """Counts of the network that the sparse one is made from."""
+    model = probe(name, info, options)
+    totals = count_totals(model, count_layers(model, info.shape))
+    return Against(totals.parameters, _prunable(model, preset), totals.dense_macs)
+
+
+def _prunable(model: nn.Module, preset: str) -> int:
+    names = prunable_names(model, Dense(), preset)
+    return sum(model.get_parameter(name).numel() for name in names)

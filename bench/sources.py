@@ -1,0 +1,88 @@
+"""Masks that a cell leaves on disk, and what another cell that names it as its source gets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from bench.errors import SourceMissing
+from bench.record import Record, landed
+from bench.store import read, write_atomically
+from methods.api import Source
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFiles:
+    """Where a cell's source lies.
+
+    Attributes:
+        record: of the source; `weights` of its finished network; `masks`, a folder of its rounds.
+    """
+
+    record: Path
+    weights: Path
+    masks: Path
+
+
+def write_masks(path: Path, masks: Mapping[str, Tensor]) -> None:
+    """Writes masks, eight weights to a byte."""
+    packed = {n: torch.from_numpy(np.packbits(m.cpu().numpy() != 0)) for n, m in masks.items()}
+    write_atomically(path, save(packed))
+
+
+def read_masks(path: Path, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks as `write_masks` wrote them, with the shapes and types of `masks`."""
+    found = {}
+    for name, tensor in load_file(path).items():
+        like = masks[name]
+        bits = np.unpackbits(tensor.numpy(), count=math.prod(like.shape))
+        found[name] = torch.from_numpy(bits).view(like.shape).to(like)
+    return found
+
+
+def load(files: SourceFiles, sparsity: float, masks: Mapping[str, Tensor]) -> tuple[Source, float]:
+    """What a source left at a sparsity, and what it cost in budgets.
+
+    Args:
+        files: the source's.
+        sparsity: of the cell that asks.
+        masks: of the cell that asks; the source's get their names, shapes and types.
+
+    Raises:
+        SourceMissing: the source has no usable result, or its files are not here.
+    """
+    if not files.record.exists():
+        raise SourceMissing(f"the source {files.record.stem} has no record.")
+    record = read(files.record)
+    view = landed(record, sparsity)
+    if view.counts is None:
+        view = record
+    if view.status != "ok":
+        raise SourceMissing(f"the source {files.record.stem} is {view.status}: {view.reason}")
+    path = files.masks / f"{_phase(record, view)}.safetensors"
+    try:
+        if path.exists():
+            return Source(read_masks(path, masks)), view.multiple
+        if view.steps != record.steps:
+            raise FileNotFoundError(f"{path}: no such file")  # the finished network is sparser
+        weights = load_file(files.weights)
+        return Source({n: (weights[n] != 0).to(m) for n, m in masks.items()}), view.multiple
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise SourceMissing(
+            f"{files.weights}: the source's network is not here ({error}). Move its record "
+            f"{files.record.name} away to have it trained again."
+        ) from error
+
+
+def _phase(record: Record, view: Record) -> str:
+    """The phase that a record was cut to; the last where it was not."""
+    names = [phase.name for phase in record.phases if phase.total == view.steps]
+    return names[-1] if names else ""
