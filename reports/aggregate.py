@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.record import FINAL, Counts, Record, Status
+from bench.record import FINAL, Counts, Record, Status, landed
 from bench.spec import CellSpec, Options
-from bench.store import Manifest
+from bench.store import Cell, Manifest
 
-CellStatus = Status | Literal["missing"]
+CellStatus = Status | Literal["missing", "skipped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +25,21 @@ class Row:
 
     Attributes:
         label: the row's name.
-        specs: one per seed asked for.
-        records: the final record of each, or None where it was not run.
+        specs: one per seed asked for, with the row's sparsity.
+        records: the final record of each as the row sees it, or None where it was not run.
+        keys: of the cells that answer it, one per seed.
+        skipped: why it cannot be run; empty where it can.
+        source: the row whose masks it starts from; empty for most.
+        smaller: a narrower dense network stands for the sparse one.
     """
 
     label: str
     specs: tuple[CellSpec, ...]
     records: tuple[Record | None, ...]
+    keys: tuple[str, ...] = ()
+    skipped: str = ""
+    source: str = ""
+    smaller: bool = False
 
     @property
     def spec(self) -> CellSpec:
@@ -51,7 +59,8 @@ class Row:
     @property
     def statuses(self) -> tuple[CellStatus, ...]:
         """Status of each seed asked for."""
-        return tuple("missing" if record is None else judged(record) for record in self.records)
+        absent: CellStatus = "skipped" if self.skipped else "missing"
+        return tuple(absent if record is None else judged(record) for record in self.records)
 
     @property
     def ok(self) -> tuple[Record, ...]:
@@ -130,17 +139,48 @@ class Results:
 
 
 def aggregate(manifest: Manifest, records: Iterable[Record]) -> Results:
-    """Joins the cells that a suite asks for with its records, by key."""
+    """Joins the rows that a suite asks for with its records, by key."""
     found = {record.spec.key: record for record in records if record.status in FINAL}
-    questions: dict[tuple[str, CellSpec], list[CellSpec]] = {}
+    labels = {cell.spec.key: cell.label for cell in manifest.cells}
+    questions: dict[tuple[str, CellSpec], list[Cell]] = {}
     for cell in manifest.cells:
-        question = (cell.label, dataclasses.replace(cell.spec, seed=0))
-        questions.setdefault(question, []).append(cell.spec)
+        # Seeds of one row have sources of different keys.
+        spec = dataclasses.replace(asked_spec(cell), seed=0, source=None)
+        questions.setdefault((cell.label, spec), []).append(cell)
     rows = tuple(
-        Row(label, tuple(specs), tuple(found.get(spec.key) for spec in specs))
-        for (label, _), specs in questions.items()
+        Row(
+            label,
+            tuple(asked_spec(cell) for cell in cells),
+            tuple(as_seen(cell, found.get(cell.spec.key)) for cell in cells),
+            tuple(cell.spec.key for cell in cells),
+            cells[0].skipped,
+            labels.get(cells[0].spec.source or "", ""),
+            cells[0].against is not None,
+        )
+        for (label, _), cells in questions.items()
     )
-    return Results(rows, len(found.keys() - {cell.spec.key for cell in manifest.cells}))
+    return Results(rows, len(found.keys() - labels.keys()))
+
+
+def asked_spec(cell: Cell) -> CellSpec:
+    """The question of a row: a cell that answers several has the sparsity of this one."""
+    options = tuple((name, value) for name, value in cell.spec.options if name != "also")
+    return dataclasses.replace(cell.spec, sparsity=cell.asked, options=options)
+
+
+def as_seen(cell: Cell, record: Record | None) -> Record | None:
+    """The record as the row sees it: the round that landed there, ratios against the full width."""
+    if record is None or cell.skipped:
+        return None
+    if cell.against is not None:
+        counts = record.counts and dataclasses.replace(
+            record.counts,
+            parameters=cell.against.parameters,
+            prunable=cell.against.prunable,
+            dense_macs=cell.against.dense_macs,
+        )
+        return dataclasses.replace(record, counts=counts)
+    return record if cell.sparsity is None else landed(record, cell.sparsity)
 
 
 def judged(record: Record) -> Status:
@@ -167,7 +207,10 @@ def mean_count(row: Row, value: Callable[[Counts], float]) -> float | None:
 
 def asked_text(spec: CellSpec) -> str:
     """The sparsity in percent that the cell asks for; `penalty` where it cannot ask."""
-    return "penalty" if spec.sparsity is None else f"{100 * spec.sparsity:.6g}"
+    if spec.sparsity is not None:
+        return f"{100 * spec.sparsity:.6g}"
+    target = dict(spec.options).get("target")
+    return "penalty" if target is None else f"{100 * float(target):.6g} by top-k"
 
 
 def model_text(spec: CellSpec) -> str:

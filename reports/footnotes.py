@@ -6,7 +6,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from bench.record import Environment, Record
 from bench.spec import CellSpec
-from reports.aggregate import Results, Row, budget_text, judged, name_text
+from reports.aggregate import (
+    Results,
+    Row,
+    asked_text,
+    budget_text,
+    judged,
+    model_text,
+    name_text,
+    options_text,
+)
 
 CONDITIONS: dict[str, Callable[[CellSpec], str]] = {
     # Contents are hashed into the key, so two rows may differ in them under one name.
@@ -41,14 +50,24 @@ def footnotes(results: Results, attempts: Sequence[Record]) -> Iterator[str]:
     yield "other columns: mean over the same seeds (over all finished ones where none is ok)."
     yield from shared_conditions(rows)
     yield from environments(rows)
-    if any(row.spec.sparsity is None for row in rows):
+    if chosen := [f"{label}: {text}" for label, text in labelled_options(rows)]:
+        yield f"options beside the defaults: {'; '.join(chosen)}."
+    if sources := dict.fromkeys(f"{row.label}: {row.source}" for row in rows if row.source):
+        yield f"starts from the masks of another row: {'; '.join(sources)}."
+    if against := dict.fromkeys(row.label for row in rows if row.smaller):
+        yield f"narrower dense networks, their ratios against the full width: {', '.join(against)}."
+    if any(asked_text(row.spec).endswith("top-k") for row in rows):
+        yield "`by top-k`: a penalty trains; a last ranking by its own importance lands there."
+    if any(asked_text(row.spec) == "penalty" for row in rows):
         yield "`penalty`: no sparsity can be asked for; the strength of the penalty decides it."
     statuses = {status for row in rows for status in row.statuses}
     yield from (text for status, text in MARKS.items() if status in statuses)
     if "missing" in statuses or any(row.nonzero is None for row in rows):
         yield "`-`: not run, or stopped before it was measured; n shows finished/asked."
     if dead := [f"{name_text(row)}: {', '.join(row.dead)}" for row in rows if row.dead]:
-        yield f"†: emptied layers ({'; '.join(dead)})."
+        yield f"dead: emptied layers ({'; '.join(dead)})."
+    skipped = {f"{row.label}, {model_text(row.spec)}: {row.skipped}" for row in rows if row.skipped}
+    yield from (f"skipped: {text}" for text in sorted(skipped))
     yield from reasons(rows)
     if attempts:
         tries = plural(len(attempts), "failed attempt")
@@ -58,6 +77,12 @@ def footnotes(results: Results, attempts: Sequence[Record]) -> Iterator[str]:
         verb = "is" if results.stale == 1 else "are"
         records = plural(results.stale, "record")
         yield f"{records} of earlier versions of this suite {verb} not shown."
+
+
+def labelled_options(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    """Label and options of each row that has some; a grid's label says them already."""
+    texts = {(row.label, options_text(row.spec.options)) for row in rows}
+    yield from sorted((label, text) for label, text in texts if text and "[" not in label)
 
 
 def shared_conditions(rows: Sequence[Row]) -> Iterator[str]:
@@ -89,10 +114,9 @@ def failures(rows: Iterable[Row], attempts: Iterable[Record]) -> Iterator[str]:
     """One line for each cell that only failed, with the reason of its last try."""
     last = {record.spec.key: record for record in attempts}
     for row in rows:
-        done = {record.spec.key for record in row.finished}
-        for spec in row.specs:
-            if spec.key in last and spec.key not in done:
-                reason = " ".join(last[spec.key].reason.split())
+        for spec, key, record in zip(row.specs, row.keys, row.records, strict=True):
+            if record is None and key in last:
+                reason = " ".join(last[key].reason.split())
                 yield f"{name_text(row)}, seed {spec.seed}: failed: {reason}"
 
 

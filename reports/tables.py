@@ -106,12 +106,12 @@ def accuracy(row: Row) -> str:
 
 
 def reached_sparsity(row: Row) -> str:
-    """Percent, with two significant digits of the density; a dagger where a layer was emptied."""
+    """Percent, with two significant digits of the density; `dead` where a layer was emptied."""
     if row.reached_sparsity is None:
         return "-"
     density = 100 * (1 - row.reached_sparsity)
     digits = 1 - math.floor(math.log10(density)) if density > 0 else 2
-    return f"{100 - density:.{max(2, digits)}f}{' †' if row.dead else ''}"
+    return f"{100 - density:.{max(2, digits)}f}{' dead' if row.dead else ''}"
 
 
 def parameters(row: Row) -> str:

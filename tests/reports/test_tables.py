@@ -112,12 +112,12 @@ def test_invalid_seeds_are_shown_as_such() -> None:
     assert shown(bad, specs=SEEDS[:1])["top-1 %"] == "invalid 1 of 1"
 
 
-def test_emptied_layers_carry_a_dagger_and_are_named() -> None:
+def test_networks_with_an_emptied_layer_are_marked_dead_and_the_layers_named() -> None:
     table = suite_table(
         manifest(SEEDS[0]), [record(SEEDS[0], counts=counts(dead=("fc1.weight", "fc2.weight")))]
     )
-    assert body(table)[0]["reached sparsity %"] == "90.00 †"
-    assert "- †: emptied layers (rigl, lenet, 90 %: fc1.weight, fc2.weight).\n" in table
+    assert body(table)[0]["reached sparsity %"] == "90.00 dead"
+    assert "- dead: emptied layers (rigl, lenet, 90 %: fc1.weight, fc2.weight).\n" in table
 
 
 @pytest.mark.parametrize(
