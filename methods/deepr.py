@@ -1,0 +1,184 @@
+"""Deep rewiring: sampling of networks with a fixed number of connections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from methods.allocation import Scope
+from methods.api import Budget, OptimizerSettings, Phase, Run, SparsityMethod, TrainState, option
+from methods.masking import GROWN, MaskedMethod, clear_buffers, random_scores, write_masks
+
+
+@dataclass(frozen=True)
+class Langevin(SparsityMethod):
+    """Stochastic gradient Langevin dynamics of the prunable weights, in both deep rewirings.
+
+    Attributes:
+        l1: alpha, on the scale of the loss (published code: 1e-5).
+        matched: eta of the weights is lr / (1 - momentum), with which a gradient of plain SGD moves
+            them as far as with the recipe's momentum; else it is lr.
+    """
+
+    l1: float = option(1e-5, "[0, inf)")
+    matched: bool = True
+
+    def optimizer(
+        self,
+        weights: Mapping[str, nn.Parameter],
+        others: Mapping[str, nn.Parameter],
+        lr: Tensor,
+        settings: OptimizerSettings,
+    ) -> Optimizer:
+        """The recipe's, but the weights know neither weight decay nor SGD's momentum."""
+        own: dict[str, Any] = {"weight_decay": 0.0, "momentum": 0.0, "nesterov": False}
+        own["gain"] = 1 / (1 - settings.momentum) if self.matched else 1.0
+        own["peak"] = own["gain"] * float(lr)
+        groups = {"params": list(weights.values()), **own}, {"params": list(others.values())}
+        return settings.build(groups, lr)
+
+    def drift(self, state: TrainState, theta: Tensor, push: Tensor, noise: float) -> Tensor:
+        """Noise and L1 of one step: eta (noise nu - alpha push); brings the gradient to eta too."""
+        gain = state.optimizer.param_groups[0]["gain"]
+        assert theta.grad is not None
+        theta.grad.mul_(gain)
+        heat = torch.randn_like(theta).mul_(noise).sub_(self.l1 * push)
+        return heat.mul_(state.lr * gain)
+
+
+def dsr_noise(progress: Tensor) -> Tensor:
+    """() sqrt(2 * 0.01 T): T falls at epochs 25, 80 and 140 of 200, and noise ends at 190."""
+    heat = torch.full_like(progress, 1e-5)
+    for epoch, temperature in ((25, 1e-8), (80, 1e-12), (140, 1e-15), (190, 0.0)):
+        heat.masked_fill_(progress >= epoch / 200, temperature)
+    return (2 * 0.01 * heat).sqrt()
+
+
+def first_of(order: Tensor, candidates: Tensor, late: Tensor, count: Tensor) -> Tensor:
+    """Boolean, true at the `count` candidates that come first; does not wait for the device.
+
+    Args:
+        order: a permutation of the positions, (N,).
+        candidates: boolean, (N,).
+        late: boolean, (N,), disjoint from the candidates: their turn is after all of those.
+        count: () integer, at most the number of both together.
+    """
+    early, last = candidates[order], late[order]
+    rank = torch.where(last, early.sum() + last.cumsum(0), early.cumsum(0))
+    chosen = (early | last) & (rank <= count)
+    return torch.empty_like(chosen).scatter_(0, order, chosen)
+
+
+def _flat(tensors: Mapping[str, Tensor], names: list[str]) -> Tensor:
+    return torch.cat([tensors[name].reshape(-1) for name in names])
+
+
+@dataclass(frozen=True)
+class DeepR(Langevin, MaskedMethod):
+    """Deep rewiring (Bellec et al., 2018, arXiv:1711.05136), Algorithm 1.
+
+    A connection is theta with a fixed sign: w = sign * theta where it is active, else 0. Every step
+    adds -eta alpha + sqrt(2 eta T) nu to the active theta beside -eta times the gradient. Those
+    that fall to 0 close, and as many dormant ones, the just closed among them, open at random.
+
+    Differs from the paper: signs are those of the initial weights, which are as random. The paper
+    trains everything by plain SGD; here that is for the weights, see `matched`, and all else keeps
+    the recipe's optimizer. With an Adam recipe the weights' gradient step is Adam's, and its memory
+    of what closes is cleared. T falls with the rate as in the published code, T = eta noise^2 / 2,
+    so that sqrt(2 eta T) = eta noise. `scope` sets each layer's number; the paper lists them.
+
+    Attributes:
+        scope: how the connections are spread over the layers.
+        noise: deviation of the noise per unit of eta (published code: 1e-5).
+        pooled: the number of connections is held over all layers together, not in each: the layer
+            in which one opens is drawn in proportion to the layers' numbers at the start.
+        variant: `dsr` is what Mostafa & Wang (2019, arXiv:1902.05967) compare with: L1 and noise
+            enter the gradient and so the recipe's own step, momentum and all, `noise` plays no
+            part, but sqrt(0.02 T) with a T that falls in stages; noise and rewiring end at 95 % of
+            the run; a connection closes when w changes its sign, stays closed in that step while
+            others can open, and opens at 0 with the first sign that it moves to. Unlike there,
+            momentum is cleared.
+    """
+
+    paper: ClassVar[str] = "arXiv:1711.05136"
+    scope: Scope = "erk"
+    noise: float = option(1e-5, "[0, inf)")
+    pooled: bool = False
+    variant: Literal["paper", "dsr"] = "paper"
+
+    def plan(self, budget: Budget, density: float | None) -> tuple[Phase, ...]:
+        """One phase that begins with random masks."""
+        return (Phase("train", budget.steps, density=density),)
+
+    def optimizer(
+        self,
+        weights: Mapping[str, nn.Parameter],
+        others: Mapping[str, nn.Parameter],
+        lr: Tensor,
+        settings: OptimizerSettings,
+    ) -> Optimizer:
+        """L1 takes the place of weight decay."""
+        if self.variant == "paper":
+            return super().optimizer(weights, others, lr, settings)
+        undecayed = {"params": list(weights.values()), "weight_decay": 0.0}
+        return settings.build((undecayed, {"params": list(others.values())}), lr)
+
+    def start_phase(self, run: Run) -> None:
+        """Draws the masks and fixes the signs."""
+        state = run.state
+        assert run.phase.density is not None
+        write_masks(state, random_scores(run), run.phase.density, self.scope)
+        weights = state.weights.items()
+        state.slots["sign"] = {name: torch.ones_like(w).copysign_(w) for name, w in weights}
+        state.slots["share"] = {name: mask.sum() for name, mask in state.masks.items()}
+
+    def edit_gradients(self, state: TrainState) -> None:
+        """Gradient, L1 and noise for active connections, nothing for dormant ones."""
+        for name, weight in state.weights.items():
+            mask, sign = state.masks[name], state.slots["sign"][name]
+            assert weight.grad is not None
+            if self.variant == "dsr":
+                heat = torch.randn_like(weight).mul_(dsr_noise(state.progress))
+                weight.grad.add_(heat).add_(sign, alpha=self.l1)
+            else:
+                weight.add_(self.drift(state, weight, sign, self.noise).mul_(mask))
+            weight.grad.mul_(mask)
+
+    def project(self, state: TrainState) -> None:
+        """Closes connections, and opens as many."""
+        dsr = self.variant == "dsr"
+        signs, kept, closed = state.slots["sign"], {}, {}
+        for name, mask in state.masks.items():
+            theta = state.weights[name] * signs[name]
+            falls = (theta < 0) & (state.progress < 0.95) if dsr else theta <= 0
+            closed[name] = (mask != 0) & falls
+            kept[name] = (mask != 0) & ~falls
+        clear_buffers(state, kept)
+        for names in [list(kept)] if self.pooled else [[name] for name in kept]:
+            shut = _flat(closed, names)
+            late = shut & dsr
+            candidates = ~_flat(kept, names) & ~late
+            opened = first_of(self.order(state, names, kept), candidates, late, shut.sum())
+            sizes = [kept[name].numel() for name in names]
+            for name, part in zip(names, torch.split(opened, sizes), strict=True):
+                grown = part.view(kept[name].shape)
+                state.masks[name].copy_(kept[name] | grown)
+                weight = state.weights[name].mul_(kept[name])
+                if dsr:
+                    signs[name].copy_(weight.sign())  # 0: not known yet
+                weight.add_(grown * signs[name], alpha=GROWN)
+
+    def order(self, state: TrainState, names: list[str], kept: Mapping[str, Tensor]) -> Tensor:
+        """Positions of these layers' weights in the order in which they would open."""
+        size, device = sum(kept[name].numel() for name in names), state.lr.device
+        if not self.pooled:
+            return torch.randperm(size, device=device)
+        # Exponential waiting times: a layer's rate is its share, divided by its dormant ones.
+        shares = state.slots["share"]
+        scale = {n: ((~on).sum() / shares[n]).expand(on.shape) for n, on in kept.items()}
+        return (torch.empty(size, device=device).exponential_() * _flat(scale, names)).argsort()
