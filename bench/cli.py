@@ -29,6 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+new = typer.Typer(help="Write a starting file.", no_args_is_help=True)
+app.add_typer(new, name="new")
+
 INTERRUPTED = 130
 
 Suite = Annotated[str, typer.Argument(help="A built-in suite (see `list suites`) or a TOML file.")]
@@ -56,6 +59,11 @@ def list_(what: Table, as_json: AsJson = False) -> None:
         _print_json(rows)
     else:
         _print_table(rows)
+    if what is Table.methods:
+        from methods import conflicts
+
+        for conflict in conflicts():
+            print(f"sparsebench: {conflict}.", file=sys.stderr)
 
 
 @app.command("plan")
@@ -74,19 +82,19 @@ def plan_(
     rows = []
     for cell in launch.chosen(resolved, only):
         spec = cell.spec
-        record = store.get(spec)
+        record = None if cell.skipped else store.get(spec)
         rows.append(
             {
                 "key": spec.key,
                 "label": cell.label,
                 "method": spec.method,
                 "model": spec.model,
-                "sparsity": spec.sparsity,
+                "sparsity": cell.asked,
                 "seed": spec.seed,
                 "steps": cell.steps,
                 "multiple": round(cell.multiple, 4),
                 "updates": cell.updates,
-                "status": record.status if record else "to do",
+                "status": record.status if record else "skipped" if cell.skipped else "to do",
                 "done": record is not None,
             }
         )
@@ -96,8 +104,9 @@ def plan_(
     for row in rows:
         row.pop("done")
     _print_table(rows)
-    missing = sum(row["status"] == "to do" for row in rows)
-    print(f"\n{len(rows)} cells, {missing} to do; records in {store.folder}")
+    missing = {row["key"] for row in rows if row["status"] == "to do"}
+    every = {row["key"] for row in rows}
+    print(f"\n{len(every)} cells, {len(missing)} to do; records in {store.folder}")
 
 
 @app.command()
@@ -270,6 +279,43 @@ def check(
     outcome = regress.check(records, suite, text, str(against), floor)
     print(outcome.table)
     raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def conform(
+    method: Annotated[
+        str, typer.Argument(help="A method (see `list methods`), FILE.py or FILE.py:Class.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Try whether a method keeps the rules of the interface, and say in words what it breaks.
+
+    Exit status: 0 it conforms, 1 it does not, 2 usage.
+    """
+    from bench.conformance import check_method
+    from bench.interface import load
+    from bench.runner import set_up_process
+
+    set_up_process(threads=1)
+    report = check_method(load(method))
+    if as_json:
+        _print_json({"method": report.method, "ok": report.ok, "findings": report.findings})
+    else:
+        print(report.text)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@new.command("method")
+def new_method(
+    name: Annotated[str, typer.Argument(help="In small letters, such as my_method.")],
+    to: Annotated[
+        Path, typer.Option("--to", help="Folder to write into; a clone or any.")
+    ] = Path(),
+) -> None:
+    """Write a starting file for a method, and its test. It runs as it is."""
+    from bench.starter import write_method
+
+    print(write_method(name, to))
 
 
 def main() -> None:

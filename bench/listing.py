@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from methods import MethodInfo
 
 
 class Table(enum.StrEnum):
@@ -19,12 +22,10 @@ class Table(enum.StrEnum):
 def listing(what: Table) -> list[dict[str, Any]]:
     """Rows of a table of names."""
     if what is Table.methods:
-        from methods import METHODS
+        from methods import STAND_INS, names
 
-        return [
-            {"name": n, "paper": m.paper, "controls": m.controls, "summary": m.summary}
-            for n, m in METHODS.items()
-        ]
+        stand_ins = [_row(name, info) for name, info in STAND_INS.items()]
+        return [*map(_method, names()), *stand_ins]
     if what is Table.models:
         from models import MODELS, TIMM_PREFIX
 
@@ -52,3 +53,20 @@ def listing(what: Table) -> list[dict[str, Any]]:
     from bench import suite
 
     return [{"name": name, "title": suite.title(name)} for name in suite.names()]
+
+
+def _method(name: str) -> dict[str, Any]:
+    """One row; a method of another package that cannot be loaded says so."""
+    from methods import find_info
+
+    try:
+        info = find_info(name)
+    except ValueError as error:
+        return {"name": name, "paper": "", "controls": "?", "summary": str(error)}
+    assert info is not None
+    return _row(name, info)
+
+
+def _row(name: str, info: MethodInfo) -> dict[str, Any]:
+    row = {"paper": info.paper, "controls": info.controls, "summary": info.summary or "?"}
+    return {"name": name, **row}

@@ -208,7 +208,7 @@ class _Attempt:
         total = self.trainer.total_steps
         now = time.time()
         next_save, next_word = now + task.checkpoint_seconds, now
-        for done in self.trainer.run():
+        for done in self._steps():
             self.measure_ended()
             now = time.time()
             if now >= task.deadline and done < total:
@@ -222,6 +222,13 @@ class _Attempt:
                 yield Progress(key, done, total)
                 next_word = now + PROGRESS_SECONDS
         self.measure_ended()
+
+    def _steps(self) -> Iterator[int]:
+        try:
+            yield from self.trainer.run()
+        except Diverged:
+            self.measure_ended()  # a round before the step that diverged is still a result
+            raise
 
     def measure_ended(self) -> None:
         """Tests the networks of measured phases that have ended, before the run is saved again."""

@@ -15,7 +15,8 @@ import msgspec
 from bench.datasets import DATASETS
 from bench.errors import SuiteError, UnknownName
 from bench.spec import BudgetSpec, Scalar
-from methods import METHODS, STAND_INS
+from methods import STAND_INS, MethodInfo, find_info
+from methods import names as method_names
 from models import MODELS, TIMM_PREFIX
 
 FOLDER = Path(__file__).parent / "suites"
@@ -170,9 +171,8 @@ def _questions(file: SuiteFile, where: str) -> Iterator[Question]:
         own = {key: value for key, value in table.items() if key in MethodTable.__struct_fields__}
         settings: MethodTable = _convert(own, MethodTable, place)
         method = settings.method or label
-        if method not in METHODS | STAND_INS:
-            raise UnknownName(place, "method", method, METHODS | STAND_INS)
-        sparsities = _sparsities(method, settings, file, place)
+        info = _method(method, place)
+        sparsities = _sparsities(method, info, settings, file, place)
         budget, multiple = _budget(file.budget, settings.budget, place)
         options = {key: value for key, value in table.items() if key not in own}
         for suffix, chosen in _grid(options, place):
@@ -213,10 +213,21 @@ def _model(entry: str | dict[str, Scalar], where: str) -> tuple[str, dict[str, S
     return name, options
 
 
+def _method(name: str, place: str) -> MethodInfo:
+    """What is known of a method, others' own included."""
+    try:
+        info = STAND_INS.get(name) or find_info(name)
+    except ValueError as error:
+        raise SuiteError(f"{place}: {error}.") from error
+    if info is None:
+        raise UnknownName(place, "method", name, [*method_names(), *STAND_INS])
+    return info
+
+
 def _sparsities(
-    method: str, settings: MethodTable, file: SuiteFile, place: str
+    method: str, info: MethodInfo, settings: MethodTable, file: SuiteFile, place: str
 ) -> list[float] | list[None]:
-    controls = (METHODS | STAND_INS)[method].controls
+    controls = info.controls
     if controls == "none":
         if settings.sparsities is not None:
             raise SuiteError(f"{place}.sparsities: {method} has no sparsity to set.")

@@ -236,7 +236,7 @@ def conflicts() -> list[str]:
     return [
         f"method {point.name!r} of {_package(point)} is not used: the table has one of that name"
         for point in points
-        if point.name in METHODS
+        if point.name in METHODS | STAND_INS
     ]
 
 
@@ -249,7 +249,7 @@ def _entry_points(path: tuple[str, ...]) -> dict[str, list[EntryPoint]]:
     """
     found: dict[str, list[EntryPoint]] = {}
     for point in importlib.metadata.entry_points(group=GROUP):
-        if point.name not in METHODS:
+        if point.name not in METHODS | STAND_INS:
             found.setdefault(point.name, []).append(point)
     return found
 

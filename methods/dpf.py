@@ -103,8 +103,8 @@ class DPFFilters(DPF):
 
     Differs from the paper: the published tables do not say whether the normalisation is masked.
     Where a ReLU follows at once, torch's derivative of 0 at 0 stops the gradient of a channel of
-    zeros, so such a filter returns only as the others shrink below it. A layer through which all
-    paths lead keeps its largest filter.
+    zeros, so such a filter returns only as the others shrink below it. The last ranking only
+    prunes. A layer through which all paths lead keeps its largest filter.
 
     Attributes:
         norm: `l2` (paper), or divided by the square root of the fan-in, so that layers with small
@@ -154,7 +154,9 @@ class DPFFilters(DPF):
         zero_means(state)
 
     def finish(self, run: Run) -> None:
-        """The scales of pruned channels are zero too, so they can be cut out."""
+        """Ranks what is left, and zeroes the scales of pruned channels: they can be cut out."""
+        # A filter that returns after the last step would meet normalisation without statistics.
+        torch._foreach_mul_(list(run.state.weights.values()), list(run.state.masks.values()))
         super().finish(run)
         if not self.bn_leak:
             found = companions(run.state.model, run.state.masks, run.input_shape)

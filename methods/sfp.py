@@ -15,6 +15,7 @@ from methods.filters import (
     write_filter_masks,
     zero_companions,
 )
+from methods.masking import fill_zeros
 from methods.schedules import cubic_density, spaced
 
 
@@ -29,8 +30,10 @@ class SFP(SparsityMethod):
     Differs from the paper: counts are rounded so that the total is exact (the published code
     rounds down in each layer). In the finished network the scale and shift of the BatchNorm behind
     a pruned filter, and its bias, are zero too; while it trains they stay, for a filter behind a
-    scale of zero gets no gradient to grow back with. The 1x1 convolutions of shortcuts are pruned
-    if the suite's preset has them (the paper leaves them out: preset `lth`).
+    scale of zero gets no gradient to grow back with. (Nor does one behind a shift of zero and a
+    ReLU: what the first prune zeroes there stays so, as in the published code.) The 1x1
+    convolutions of shortcuts are pruned if the suite's preset has them (the paper leaves them out:
+    preset `lth`).
 
     Attributes:
         every: epochs between prunes (paper: 1); at most a twentieth of the budget.
@@ -68,6 +71,7 @@ class SFP(SparsityMethod):
     def finish(self, run: Run) -> None:
         """Zeroes a last time, and silences what stands behind the pruned filters."""
         self.update(run)
+        fill_zeros(run.state)
         if not self.bn_leak:
             found = companions(run.state.model, run.state.masks, run.input_shape)
             zero_companions(run.state, found)

@@ -17,6 +17,8 @@ def record_page(record: Record) -> str:
         f"## {record.spec.slug}",
         tabulate(facts, headers=("field", "value"), tablefmt="github", disable_numparse=True),
     ]
+    if any(phase.status for phase in record.phases):
+        parts.append(_rounds(record))
     if record.layers:
         parts.append(_layers(record))
     if record.traceback:
@@ -34,6 +36,8 @@ def _asked(record: Record) -> Iterator[tuple[str, str]]:
     yield "budget", budget_text(spec)
     yield "sparsity asked", "set by a penalty" if spec.sparsity is None else f"{spec.sparsity:g}"
     yield "prunable", spec.prunable
+    if spec.source is not None:
+        yield "source", f"the masks of cell {spec.source}"
     yield "seed", str(spec.seed)
 
 
@@ -45,6 +49,11 @@ def _measured(record: Record) -> Iterator[tuple[str, str]]:
         yield "top-5", f"{record.top5:.2f} %"
     if record.counts is not None:
         yield from _counted(record.counts)
+    if record.expected is not None:
+        l0, macs = record.expected.l0, record.expected.macs
+        yield "expected under the gates", f"L0 norm {l0:,.1f}, MACs {macs:,.0f}"
+    if record.mask_updates:
+        yield "last mask updates", _dynamics(record)
     yield "steps", f"{record.steps:,}, and {record.extra_batches:,} extra batches"
     yield "budget multiple", f"{record.multiple:.4f}"
     yield "phases", ", ".join(map(_phase, record.phases))
@@ -58,6 +67,41 @@ def _phase(phase: PhaseResult) -> str:
     return f"{phase.name} ({phase.steps:,} steps{density})"
 
 
+def _dynamics(record: Record) -> str:
+    last = record.mask_updates[-1]
+    return (
+        f"at step {last.step:,}: {100 * last.flipped:.3g} % flipped, IoU {last.iou:.4f}, "
+        f"delta {last.delta:.4g}"
+    )
+
+
+def _rounds(record: Record) -> str:
+    """Phases that are results of their own: the rounds of a lottery ticket."""
+    rows = [
+        (
+            phase.name,
+            f"{phase.counts.prunable_nonzero:,}" if phase.counts else "",
+            "" if phase.top1 is None else f"{phase.top1:.2f}",
+            "" if phase.least is None else f"{phase.least.step:,}",
+            "" if phase.least is None else f"{phase.least.validation_loss:.4g}",
+            "" if phase.least is None or phase.least.top1 is None else f"{phase.least.top1:.2f}",
+            " ".join([phase.status or "", phase.reason]).strip(),
+        )
+        for phase in record.phases
+        if phase.status
+    ]
+    headers = (
+        "phase",
+        "prunable non-zeros",
+        "top-1 % at its end",
+        "step of least validation loss",
+        "that loss",
+        "top-1 % there",
+        "status",
+    )
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
 def _counted(counts: Counts) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{counts.nonzero:,} of {counts.parameters:,} are not zero"
     target = "" if counts.target_nonzero is None else f", asked for {counts.target_nonzero:,}"
@@ -69,8 +113,11 @@ def _counted(counts: Counts) -> Iterator[tuple[str, str]]:
     if counts.idle:
         yield "grown, but never trained", f"{counts.idle:,} weights"
     yield "MACs", f"{counts.macs:,} of {counts.dense_macs:,}"
+    if counts.filters is not None:
+        total, asked, left = counts.filters
+        yield "filters", f"{left:,} of {total:,} are left, asked for {asked:,}"
     if counts.dead:
-        yield "emptied layers", ", ".join(counts.dead)
+        yield "dead: emptied layers", ", ".join(counts.dead)
 
 
 def _where(record: Record) -> Iterator[tuple[str, str]]:

@@ -14,23 +14,20 @@ Import as `from tests.tiny import tiny_trainer, ...`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bench.data import Data, to_device
-from bench.prunable import prunable_names
+from bench.data import Data
 from bench.recipes import Recipe
-from bench.resolve import load_arrays
-from bench.seeds import derive
 from bench.trainer import Trainer
+from bench.trial import TinyConv, TinyMLP, images, make_trainer, network, random_source
+from bench.trial import train as train
 from methods import get_method
-from methods.api import Budget, Phase, Scores, SparsityMethod, TrainState
+from methods.api import Budget, Phase, Scores, Source, SparsityMethod, TrainState
 
 TINY_RECIPE = Recipe(
     title="tiny: 16 steps an epoch, drops at 50 % and 75 %",
@@ -46,51 +43,19 @@ TINY_RECIPE = Recipe(
 STEPS_PER_EPOCH = 16
 """512 synthetic images in batches of 32."""
 
-
-class TinyMLP(nn.Module):
-    """768-16-8-4 on flattened images: 12,448 weights in three layers, and biases."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(3 * 16 * 16, 16)
-        self.fc2 = nn.Linear(16, 8)
-        self.classifier = nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.fc1(x.flatten(1)))
-        return self.classifier(torch.relu(self.fc2(x)))
-
-
-class TinyConv(nn.Module):
-    """Two 3x3 convolutions with BatchNorm and a classifier: 216 + 1,152 + 64 = 1,432 weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(8)
-        self.conv2 = nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(16)
-        self.classifier = nn.Linear(16, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.norm1(self.conv1(x)))
-        x = torch.relu(self.norm2(self.conv2(x)))
-        return self.classifier(x.mean((2, 3)))
-
+tiny_source = random_source
 
 MODELS: dict[str, type[nn.Module]] = {"mlp": TinyMLP, "conv": TinyConv}
 
 
 def tiny_model(name: str = "mlp", seed: int = 0) -> nn.Module:
     """A tiny network, its initial weights fixed by the seed; channels last, as in a real cell."""
-    torch.manual_seed(derive(seed, "init"))
-    return MODELS[name]().to(memory_format=torch.channels_last)
+    return network(name, seed)
 
 
-@functools.lru_cache(maxsize=8)
 def tiny_data(recipe: Recipe = TINY_RECIPE) -> Data:
     """The `synthetic` data on the CPU."""
-    return to_device(load_arrays("synthetic", Path()), recipe, torch.device("cpu"))
+    return images(recipe)
 
 
 def tiny_trainer(
@@ -115,27 +80,15 @@ def tiny_trainer(
         prunable: preset of `bench.prunable`.
     """
     chosen = get_method(method)() if isinstance(method, str) else method
-    recipe = recipe or TINY_RECIPE
-    data = tiny_data(recipe)
-    network = tiny_model(model, seed)
-    size = len(data.train)
-    return Trainer(
+    return make_trainer(
         chosen,
-        network,
-        prunable_names(network, chosen, prunable),
-        data,
-        recipe,
-        Budget(steps, size // recipe.batch, size, recipe.drops),
-        density if chosen.controls in ("density", "filters") else None,
-        seed,
+        model,
+        recipe or TINY_RECIPE,
+        density=density,
+        steps=steps,
+        seed=seed,
+        prunable=prunable,
     )
-
-
-def train(trainer: Trainer) -> Trainer:
-    """Trains to the end, `finish` included."""
-    for _ in trainer.run():
-        pass
-    return trainer
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -256,6 +209,10 @@ class FakeRun:
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
     dense_gradients: Scores = field(default_factory=dict)
     asked: list[tuple[int, bool]] = field(default_factory=list)
+    source: Source | None = None
+
+    def fresh_weights(self, draw: int) -> dict[str, Tensor]:
+        raise NotImplementedError("a FakeRun has no network; use tiny_trainer")
 
     def batches(self, count: int, *, augmented: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
         raise NotImplementedError("a FakeRun has no data; use tiny_trainer")

@@ -75,6 +75,7 @@ def tasks_of(plan: Plan, store: Store, **changes: Any) -> list[Task]:
                 data=plan.data,
                 checkpoint=store.checkpoint(cell.spec),
                 weights=store.weights(cell.spec),
+                masks=store.masks(cell.spec),
                 device="cpu",
                 checkpoint_seconds=60,
                 deadline=math.inf,

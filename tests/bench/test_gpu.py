@@ -17,7 +17,7 @@ from methods import METHODS, get_method
 from methods.allocation import keep_count
 from methods.api import Budget
 from methods.masking import topk_mask
-from tests.tiny import tiny_model
+from tests.tiny import tiny_model, tiny_source
 
 pytestmark = pytest.mark.gpu
 
@@ -31,8 +31,19 @@ def trainer_on_gpu(name: str) -> Trainer:
     data = to_device(load_arrays("synthetic", Path()), RECIPE, device)
     names = prunable_names(model, method, "all")
     budget = Budget(24, 16, 512, ())
-    density = 1.0 if method.controls == "none" else 0.1
-    return Trainer(method, model, names, data, RECIPE, budget, density, seed=0)
+    density = 0.1 if method.controls in ("density", "filters") else None
+    return Trainer(
+        method,
+        model,
+        names,
+        data,
+        RECIPE,
+        budget,
+        density,
+        seed=0,
+        source=tiny_source(model, names, density) if method.needs_source else None,
+        fresh=lambda draw: tiny_model("conv", draw).to(device),
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -42,10 +53,15 @@ def test_the_count_is_exact_on_the_gpu(name: str) -> None:
     for _ in trainer.run():
         pass
     weights = [trainer.state.model.get_parameter(weight) for weight in names]
-    total = sum(weight.numel() for weight in weights)
-    target = keep_count(total, trainer.density or 1.0)
-    assert sum(int(weight.count_nonzero()) for weight in weights) == target
     assert all(weight.is_cuda for weight in weights)
+    if trainer.method.controls == "filters":
+        filters = sum(len(weight) for weight in weights)
+        left = sum(int(weight.flatten(1).any(1).sum()) for weight in weights)
+        assert left == keep_count(filters, 0.1)
+    elif trainer.method.controls == "density":
+        total = sum(weight.numel() for weight in weights)
+        left = sum(int(weight.count_nonzero()) for weight in weights)
+        assert left == keep_count(total, 0.1)
 
 
 def test_a_mask_on_the_gpu_is_that_of_the_cpu() -> None:

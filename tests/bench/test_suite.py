@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -11,9 +12,11 @@ import pytest
 
 from bench import suite
 from bench.errors import BudgetExceeded, DataError, SuiteError, UnknownName
+from bench.launch import left
 from bench.recipes import Recipe
 from bench.resolve import make_budget, resolve
 from bench.spec import BudgetSpec
+from bench.store import Against, Store
 from methods import METHODS, MethodInfo
 from tests.bench.cells import plan_of, toml, write_recipe, write_suite
 
@@ -81,8 +84,8 @@ WRONG: dict[str, tuple[str, dict[str, str], list[str]]] = {
     ),
     "unknown model": (
         "[methods.rigl]",
-        {"models": '["resnet20", "resnet2o"]'},
-        ["models[1]: no such model: 'resnet2o'.", "Did you mean 'resnet20'?", "timm:NAME"],
+        {"models": '["resnet20", "resnt20"]'},
+        ["models[1]: no such model: 'resnt20'.", "Did you mean 'resnet20'?", "timm:NAME"],
     ),
     "unknown timm model": (
         "[methods.rigl]",
@@ -246,6 +249,91 @@ WRONG: dict[str, tuple[str, dict[str, str], list[str]]] = {
         "[methods.rigl]\nevery = [10, 10]",
         {},
         ["methods.rigl: asked for twice:", "rigl[every=10]"],
+    ),
+    "source that no row is": (
+        '[methods.rigl]\n[methods.control]\nmethod = "ticket_control"\nsource = "rgil"',
+        {},
+        [
+            "methods.control.source: no such row to take masks from: 'rgil'.",
+            "Did you mean 'rigl'? Known: rigl.",
+        ],
+    ),
+    "source that has one itself": (
+        """[methods.rigl]
+[methods.a]
+method = "ticket_control"
+source = "rigl"
+[methods.b]
+method = "ticket_control"
+control = "noise"
+source = "a"
+""",
+        {},
+        ["methods.b.source: no such row to take masks from: 'a'.", "Known: rigl."],
+    ),
+    "source of filters": (
+        '[methods.dpf_filters]\n[methods.rigl]\n[methods.ticket_control]\nsource = "dpf_filters"',
+        {"models": '["resnet20"]', "sparsities": "[0.5]"},
+        ["no such row to take masks from: 'dpf_filters'.", "Known: rigl."],
+    ),
+    "narrower network as a source": (
+        '[methods.small_dense]\n[methods.ticket_control]\nsource = "small_dense"',
+        {},
+        ["no such row to take masks from: 'small_dense'.", "Known: none."],
+    ),
+    "no source where one is needed": (
+        "[methods.ticket_control]",
+        {},
+        [
+            "methods.ticket_control: ticket_control needs the masks of another row: "
+            "set source = 'LABEL', a label of this suite."
+        ],
+    ),
+    "no source with an option that needs one": (
+        "[methods.random]\nlayers_of_source = true",
+        {},
+        ["methods.random: random needs the masks of another row: set source = 'LABEL'"],
+    ),
+    "source where none is needed": (
+        '[methods.dpf]\n[methods.random]\nsource = "dpf"',
+        {},
+        [
+            "methods.random: random takes nothing from a source with these options: "
+            "leave source out."
+        ],
+    ),
+    "source without the sparsity": (
+        '[methods.rigl]\nsparsities = [0.5]\n[methods.ticket_control]\nsource = "rigl"',
+        {},
+        ["methods.ticket_control.source: rigl has no cell at sparsity 0.9."],
+    ),
+    "small_dense with an option": (
+        "[methods.small_dense]\nwidth = 0.5",
+        {},
+        ["methods.small_dense: small_dense has no options and no source."],
+    ),
+    "small_dense with a source": (
+        '[methods.rigl]\n[methods.small_dense]\nsource = "rigl"',
+        {},
+        ["methods.small_dense: small_dense has no options and no source."],
+    ),
+    "rounds to land on, by hand and by the suite": (
+        '[methods.lottery_ticket]\nalso = "0.3"',
+        {"sparsities": "[0.5, 0.8]"},
+        ["methods.lottery_ticket.also: the suite's sparsities fill it in."],
+    ),
+    "rounds to land on that are none": (
+        '[methods.lottery_ticket]\nalso = "0.95"',
+        {},
+        ["methods.lottery_ticket: lottery_ticket: also = '0.95'; allowed: sparsities in [0, 0.9)"],
+    ),
+    "rounds over their multiple": (
+        "[methods.lottery_ticket]",
+        {},
+        [
+            "lottery_ticket plans 528 steps, but the budget allows 1.2 x 44.",
+            "Set budget.max_multiple to at least 12.",
+        ],
     ),
 }
 
@@ -509,3 +597,99 @@ def test_a_whole_number_is_one_option_of_a_timm_model_however_it_is_written(tmp_
         for value in ("0", "0.0")
     }
     assert len(keys) == 1
+
+
+ROUNDS = "{ epochs = 2, max_multiple = 14 }"
+
+
+def cells_of(folder, methods, **fields):
+    return plan_of(write_suite(folder, methods, **fields)).manifest.cells
+
+
+def test_the_sparsities_of_a_ticket_are_rounds_of_one_cell(tmp_path):
+    asked = {"sparsities": "[0.8, 0.123456789, 0.5]", "seeds": "[0, 1]", "budget": ROUNDS}
+    cells = cells_of(tmp_path, "[methods.lottery_ticket]", **asked)
+    assert [(cell.asked, cell.spec.seed) for cell in cells] == [
+        (sparsity, seed) for sparsity in (0.8, 0.123456789, 0.5) for seed in (0, 1)
+    ]
+    assert len({cell.spec.key for cell in cells}) == 2
+    for cell in cells:
+        assert cell.spec.sparsity == 0.8
+        # Every digit: a row looks for the round with exactly its count of weights.
+        assert dict(cell.spec.options) == {"also": "0.123456789 0.5"}
+        # One round to 12.3 %, three to 50 %, five to 80 %, and the dense training.
+        assert cell.multiple == 10
+
+
+def test_tickets_that_do_not_pass_every_sparsity_have_a_cell_for_each(tmp_path):
+    methods = '[methods.lottery_ticket]\nstrategy = ["continue", "one_shot"]'
+    cells = cells_of(tmp_path, methods, sparsities="[0.5, 0.8]", budget=ROUNDS)
+    assert [(cell.spec.sparsity, cell.sparsity, cell.multiple) for cell in cells] == [
+        (0.5, None, 5),
+        (0.8, None, 9),
+        (0.5, None, 2),
+        (0.8, None, 2),
+    ]
+    assert len({cell.spec.key for cell in cells}) == 4
+
+
+def test_more_rounds_can_be_asked_for_by_hand_at_one_sparsity(tmp_path):
+    methods = '[methods.lottery_ticket]\nalso = "0.5"\nsparsities = [0.8]'
+    (cell,) = cells_of(tmp_path, methods, budget=ROUNDS)
+    assert (cell.asked, cell.spec.options, cell.multiple) == (0.8, (("also", "0.5"),), 10)
+
+
+def test_a_source_is_the_cell_of_the_same_model_seed_and_sparsity(tmp_path):
+    methods = """
+[methods.control]
+method = "ticket_control"
+source = "often"
+[methods.often]
+method = "rigl"
+every = 5
+[methods.rigl]
+"""
+    models = '["lenet_300_100", { name = "resnet20", shortcut = "B" }, "resnet20"]'
+    asked = {"models": models, "sparsities": "[0.5, 0.9]", "seeds": "[0, 4]"}
+    cells = cells_of(tmp_path, methods, **asked)
+    assert [cell.label for cell in cells] == ["control"] * 12 + ["often"] * 12 + ["rigl"] * 12
+    for control, source in zip(cells[:12], cells[12:24], strict=True):
+        assert control.spec.source == source.spec.key
+        assert (control.multiple, source.multiple) == (2, 1)  # its own training and the source's
+        assert control.steps == 44
+    assert all(cell.spec.source is None for cell in cells[12:])
+
+
+def test_a_control_of_rounds_names_their_one_cell(tmp_path):
+    methods = '[methods.lottery_ticket]\n[methods.ticket_control]\nsource = "lottery_ticket"'
+    cells = cells_of(tmp_path, methods, sparsities="[0.5, 0.8]", budget=ROUNDS)
+    assert {cell.spec.source for cell in cells[2:]} == {cells[0].spec.key}
+    assert [cell.spec.sparsity for cell in cells[2:]] == [0.5, 0.8]
+
+
+def test_a_small_dense_row_is_the_dense_network_of_another_width(tmp_path):
+    methods = "[methods.small_dense]\n[methods.dense]"
+    small, dense = cells_of(tmp_path, methods)
+    (option,) = small.spec.model_options
+    assert option[0] == "width"
+    assert 0.1 < option[1] < 0.3
+    assert dataclasses.replace(small.spec, model_options=()) == dense.spec
+    assert (small.label, small.asked, small.spec.sparsity) == ("small_dense", 0.9, 0.0)
+    assert (small.against, dense.against) == (Against(50_610, 50_200, 50_200), None)
+    assert (small.steps, small.skipped) == (44, "")
+
+
+def test_a_small_dense_row_of_a_model_without_a_width_is_skipped_with_the_reason(tmp_path):
+    methods = "[methods.small_dense]\n[methods.dense]"
+    models = '["timm:resnet18", "lenet_300_100"]'
+    cells = cells_of(tmp_path, methods, models=models)
+    reason = "timm:resnet18 has no option `width`, so there is no smaller one of it"
+    assert [cell.skipped for cell in cells] == [reason, "", "", ""]
+    assert (cells[0].label, cells[0].asked, cells[0].spec.model) == (
+        "small_dense",
+        0.9,
+        "timm:resnet18",
+    )
+    # It is never left to do.
+    store = Store(tmp_path / "records", "tiny")
+    assert (left(store, [cells[0]]), left(store, list(cells))) == (0, 3)

@@ -26,6 +26,7 @@ from methods.api import (
     Phase,
     Run,
     Scores,
+    Shape,
     SparsityMethod,
     TrainState,
 )
@@ -274,7 +275,9 @@ class SoftDeepRSketch(SparsityMethod):
     noise: float = 0.02
     lowest: float = -0.05
 
-    def prepare(self, model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    def prepare(
+        self, model: nn.Module, masks: Mapping[str, Tensor], input_shape: Shape
+    ) -> dict[str, nn.Parameter]:
         return {
             name: attach(model, name, SignedReLU(model.get_parameter(name).detach()))
             for name in masks
@@ -319,7 +322,9 @@ class L0Sketch(SparsityMethod):
     def gates(self, model: nn.Module) -> Iterator[HardConcrete]:
         return (module for module in model.modules() if isinstance(module, HardConcrete))
 
-    def prepare(self, model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    def prepare(
+        self, model: nn.Module, masks: Mapping[str, Tensor], input_shape: Shape
+    ) -> dict[str, nn.Parameter]:
         found = {}
         for name in masks:
             gate = HardConcrete(model.get_parameter(name).detach())

@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import typing
 from dataclasses import FrozenInstanceError
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -20,8 +21,9 @@ import torch
 import bench.trainer
 from bench.datasets import DATASETS
 from bench.errors import SuiteError
+from bench.networks import make_model
 from bench.prunable import prunable_names
-from bench.resolve import make_method, make_model
+from bench.resolve import make_method
 from bench.trainer import Trainer
 from methods import METHODS, get_method
 from methods.api import Budget, SparsityMethod
@@ -39,18 +41,61 @@ from tests.contract.checks import (
     network_weight,
     outcome,
 )
-from tests.tiny import MODELS, TINY_RECIPE, copied, tiny_data, tiny_model, tiny_trainer, train
+from tests.tiny import (
+    MODELS,
+    TINY_RECIPE,
+    tiny_data,
+    tiny_model,
+    tiny_source,
+    tiny_trainer,
+    train,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "defaults.json"
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "one_shot": [{"finetune": 0.0}, {"finetune": 0.5, "finetune_lr": 1.0, "scope": "uniform"}],
-    "gradual": [{"scope": "uniform"}, {"begin": 0.2, "end": 0.6, "every": 2, "scope": "erk"}],
-    "random": [{"scope": "erk"}, {"scope": "er"}, {"scope": "global"}],
+    "gradual": [
+        {"scope": "uniform", "finetune": 0.2},
+        {"begin": 0.2, "end": 0.6, "every": 2, "scope": "erk"},
+    ],
+    "lottery_ticket": [
+        {"strategy": "continue", "rewind": 0.25, "rate": 0.5},
+        {"strategy": "one_shot", "output_rate": 0.9},
+        {"scope": "global", "rate": 0.6},
+    ],
+    "ticket_control": [
+        {"control": "resample"},
+        {"control": "noise", "sigma": 3.0},
+        {"control": "shuffle", "draw": 2},
+    ],
+    "random": [{"scope": "erk"}, {"scope": "er"}, {"scope": "global"}, {"layers_of_source": True}],
     "snip": [{"batches": 3}, {"scope": "erk"}],
     "set": [{"per_sign": True}, {"scope": "uniform", "stop": 1.0, "drop_fraction": 0.9}],
     "rigl": [{"batches": 2}, {"scope": "uniform", "stop": 0.5}, {"scope": "global"}],
-    "dpf": [{"scope": "uniform", "every": 3}, {"end": 0.5, "every": 1}],
+    "dpf": [{"scope": "uniform", "every": 3}, {"end": 0.5, "every": 1, "finetune": 0.5}],
+    "dpf_filters": [
+        {"scope": "uniform", "every": 3, "norm": "l2/sqrt(fan_in)"},
+        {"bn_leak": True, "finetune": 0.2},
+    ],
+    "sfp": [{"ramp": 0.5}, {"bn_leak": True}],
+    "magnitude_at_init": [{"scope": "uniform"}],
+    "grasp": [{"batches": 2, "temperature": 1.0}],
+    "synflow": [{"rounds": 3, "biases": True}],
+    "ac_dc": [{"cycles": 1, "warmup": 0.0, "final": 0.5, "scope": "uniform"}],
+    "deepr": [{"variant": "dsr"}, {"pooled": True, "scope": "uniform", "matched": False}],
+    "soft_deepr": [{"active": 0.3, "target": 0.9, "scope": "uniform"}],
+    "str": [{"s_init": -4.0, "decay": 0.1, "target": 0.8}],
+    "l0": [{"gates": "weight", "average": 3}, {"lam": 30.0, "target": 0.8}],
+    "variational_dropout": [{"kl": 3.0, "delay": 0.0, "log_sigma2_init": -5.0, "target": 0.8}],
+    "top_kast": [{"every": 3, "backward": 5.0, "scope": "global"}],
+    "sparse_momentum": [
+        {"growth": "random", "decay": "linear"},
+        {"redistribution": "none", "scope": "erk"},
+    ],
+    "dsr": [{"dropped_weights": 20, "threshold": 0.1}, {"scope": "erk", "every": 1}],
+    "granet": [{"initial": 1.0, "stop": 0.5}, {"scope": "uniform", "end": 0.4, "every": 2}],
+    "mest": [{"soft_bound": True, "drop_fraction": 0.5}, {"gradient_weight": 0.0, "stop": 1.0}],
 }
 """Options worth a run of their own, beside the defaults of every method in the table."""
 
@@ -63,12 +108,39 @@ every_case = pytest.mark.parametrize(("name", "options"), CASES)
 every_sparse_case = pytest.mark.parametrize(
     ("name", "options"), [c for c in CASES if METHODS[str(c.values[0])].controls == "density"]
 )
+every_case_on_every_model = pytest.mark.parametrize(
+    ("name", "options", "model"),
+    [
+        pytest.param(*case.values, model, id=f"{model}-{case.id}")
+        for case in CASES
+        for model in MODELS
+        # Without a convolution there is no filter.
+        if (model, METHODS[str(case.values[0])].controls) != ("mlp", "filters")
+    ],
+)
+every_case_in_every_setting = pytest.mark.parametrize(
+    ("name", "options", "setting"),
+    [
+        pytest.param(*case.values, setting, id=f"{setting}-{case.id}")
+        for case in CASES
+        for setting, (model, _) in SETTINGS.items()
+        if (model, METHODS[str(case.values[0])].controls) != ("mlp", "filters")
+    ],
+)
 every_method = pytest.mark.parametrize("name", METHODS)
-every_setting = pytest.mark.parametrize("setting", SETTINGS)
 every_model = pytest.mark.parametrize("model", MODELS)
 
-MULTIPLES = {"one_shot": 1.2}
+MULTIPLES = {"one_shot": 1.2, "lottery_ticket": 12.0}
 """Length of the plan in budgets, for methods whose defaults cost more than one."""
+
+
+CHANGES_DENSE = {"deepr", "ticket_control"}
+"""Methods under which even the full network trains otherwise: signs are fixed in DeepR, and a
+ticket's control starts from other weights."""
+
+
+GATED = {"l0"}
+"""Methods whose training passes see each weight through a random gate."""
 
 
 def method_of(name: str, options: dict[str, Any]) -> SparsityMethod:
@@ -114,7 +186,7 @@ def test_plan_depends_on_its_arguments_alone(name, options):
     method = method_of(name, options)
     torch.manual_seed(1)
     before = method.plan(budget, 0.1)
-    train(tiny_trainer(method, steps=3))
+    train(tiny_trainer(method, model="conv", steps=3))
     torch.manual_seed(2)
     assert method.plan(budget, 0.1) == before
     assert method_of(name, options).plan(dataclasses.replace(budget), 0.1) == before
@@ -123,25 +195,29 @@ def test_plan_depends_on_its_arguments_alone(name, options):
 # The finished network.
 
 
-# Of 12,448 weights and of 1,432, rounded half up.
-@every_case
-@pytest.mark.parametrize(
-    ("model", "density", "kept"),
-    [
-        ("mlp", 0.5, 6224),
-        ("mlp", 0.1, 1245),
-        ("mlp", 0.02, 249),
-        ("conv", 0.5, 716),
-        ("conv", 0.1, 143),
-        ("conv", 0.02, 29),
-    ],
-)
+# Of 12,448 weights, of 1,432, and of 24 filters, rounded half up.
+KEPT = {
+    ("mlp", 0.5): 6224,
+    ("mlp", 0.1): 1245,
+    ("mlp", 0.02): 249,
+    ("conv", 0.5): 716,
+    ("conv", 0.1): 143,
+    ("conv", 0.02): 29,
+    ("filters", 0.5): 12,
+    ("filters", 0.1): 2,
+    ("filters", 0.02): 0,
+}
+
+
+@every_case_on_every_model
+@pytest.mark.parametrize("density", [0.5, 0.1, 0.02])
 def test_finished_network_is_plain_finite_and_has_exactly_the_weights_asked_for(
-    name, options, model, density, kept
+    name, options, model, density
 ):
     method = method_of(name, options)
     trainer = train(tiny_trainer(method, model=model, density=density, steps=10))
-    assert_finished(trainer, kept, tiny_model(model))
+    unit = "filters" if method.controls == "filters" else model
+    assert_finished(trainer, KEPT[unit, density], tiny_model(model))
 
 
 def assert_finished(trainer: Trainer, kept: int, fresh: torch.nn.Module) -> None:
@@ -149,9 +225,11 @@ def assert_finished(trainer: Trainer, kept: int, fresh: torch.nn.Module) -> None
     assert_plain(finished, fresh)
     assert all(math.isfinite(point.train_loss) for point in trainer.cursor.curve)
     assert len(trainer.cursor.curve) == trainer.total_steps
+    weights = [finished.get_parameter(name) for name in trainer.state.masks]
     if trainer.method.controls == "density":
-        weights = [finished.get_parameter(name) for name in trainer.state.masks]
         assert sum(int(weight.count_nonzero()) for weight in weights) == kept
+    elif trainer.method.controls == "filters":
+        assert sum(int(weight.flatten(1).any(1).sum()) for weight in weights) == kept
 
 
 @every_method
@@ -162,24 +240,29 @@ def test_finished_timm_network_is_plain_and_has_exactly_the_weights_asked_for(na
 
     model, method = resnet(), get_method(name)()
     density = None if method.controls in ("none", "penalty") else 0.1
+    names = prunable_names(model, method, "dpf")
     trainer = Trainer(
         method,
         model,
-        prunable_names(model, method, "dpf"),
+        names,
         tiny_data(TINY_RECIPE),
         TINY_RECIPE,
         Budget(2, 16, 512, TINY_RECIPE.drops),
         density,
         0,
+        source=tiny_source(model, names, density),
+        fresh=lambda draw: resnet(),
     )
-    total = sum(mask.numel() for mask in trainer.state.masks.values())
+    count = len if method.controls == "filters" else torch.numel
+    total = sum(count(mask) for mask in trainer.state.masks.values())
     assert_finished(train(trainer), math.floor(total / 10 + 0.5), resnet())
 
 
-@every_sparse_case
-@every_model
+@every_case_on_every_model
 def test_sparsity_zero_is_dense_training_bit_for_bit(name, options, model):
     method = method_of(name, options)
+    if method.controls == "penalty" or name in CHANGES_DENSE:
+        return
     if hasattr(method, "finetune"):  # fine-tuning trains on, so only a plan without it is dense
         method = dataclasses.replace(method, finetune=0.0)
     sparse = train(tiny_trainer(method, density=1.0, model=model, recipe=SGD))
@@ -193,8 +276,7 @@ def test_sparsity_zero_is_dense_training_bit_for_bit(name, options, model):
 # The run.
 
 
-@every_case
-@every_setting
+@every_case_in_every_setting
 def test_resume_equals_uninterrupted_from_a_cut_in_every_phase(
     name, options, setting, tmp_path, monkeypatch
 ):
@@ -210,8 +292,7 @@ def test_resume_equals_uninterrupted_from_every_single_step(name, tmp_path):
     assert_resumes_bit_for_bit(build, tmp_path, every_step)
 
 
-@every_case
-@every_setting
+@every_case_in_every_setting
 def test_tensors_of_a_run_are_never_replaced(name, options, setting):
     assert_tensors_stay_in_place(builder(method_of(name, options), setting)())
 
@@ -254,9 +335,9 @@ def test_network_and_data_of_a_seed_are_the_same_for_every_method(name, monkeypa
         trainer = tiny_trainer(method, model="conv", recipe=SGD, steps=20)
         state = trainer.state
         start = {key: network_weight(state.model, key).clone() for key in state.masks}
-        start |= copied(
-            {key: value for key, value in state.model.state_dict().items() if key in plain_names}
-        )
+        start |= {key: network_weight(state.model, key).clone() for key in plain_names}
+        if method in GATED:  # the network's weights are those times a random gate
+            start |= {key: weight.detach().clone() for key, weight in state.weights.items()}
         batches: list[tuple[torch.Tensor, ...]] = []
 
         def spy(model, method, state, images, labels):
@@ -364,15 +445,18 @@ def test_option_out_of_range_is_refused_by_name_value_and_range(name, option, in
 
 @every_method
 def test_suite_value_out_of_range_is_an_error_with_its_place(name):
-    for option in intervals(name):
-        with pytest.raises(SuiteError, match=rf"s.toml: methods.x: {name}: .*{option} = -1"):
-            make_method(name, {option: -1}, "s.toml: methods.x")
+    for option, interval in intervals(name).items():
+        low, high = (float(end) for end in interval[1:-1].split(","))
+        outside = math.floor(low) - 1 if math.isfinite(low) else math.ceil(high) + 1
+        with pytest.raises(SuiteError, match=rf"s.toml: methods.x: {name}: .*{option} = {outside}"):
+            make_method(name, {option: outside}, "s.toml: methods.x")
 
 
 @every_method
 def test_word_that_is_no_choice_is_refused_where_a_suite_is_read(name):
+    hints = typing.get_type_hints(get_method(name))
     for field in dataclasses.fields(get_method(name)):
-        if isinstance(field.default, str):
+        if isinstance(field.default, str) and typing.get_origin(hints[field.name]) is Literal:
             with pytest.raises(SuiteError, match=rf"'nowhere'.*{field.name}"):
                 make_method(name, {field.name: "nowhere"}, "s.toml")
 

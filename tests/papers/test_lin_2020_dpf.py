@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -323,3 +324,93 @@ def test_no_extra_batches_are_used():
 def test_options_outside_their_range_are_refused(options):
     with pytest.raises(SuiteError, match="lies outside"):
         make_method("dpf", options, "here")
+
+
+# Fine-tuning.
+
+
+def test_finetuning_comes_on_top_and_costs_a_fifth():
+    budget = Budget(300, 10, 320, (0.5, 0.75))
+    (alone,) = DPF().plan(budget, 0.1)
+    train_phase, finetune = DPF(finetune=0.2).plan(budget, 0.1)
+    assert train_phase == alone
+    assert (finetune.name, finetune.steps, finetune.updates) == ("finetune", 60, None)
+    assert train_phase.steps + finetune.steps == 1.2 * budget.steps
+
+
+@pytest.mark.parametrize("recipe", [TINY_RECIPE, PLAIN_SGD], ids=["momentum", "plain"])
+def test_finetuning_is_training_of_the_last_masked_network(recipe):
+    # Straight-through gradients with fixed masks: what is kept trains as if the rest were cut.
+    trainer = tiny_trainer(DPF(finetune=0.5, finetune_lr=0.4), density=0.2, recipe=recipe, steps=40)
+    run = stopped_at(trainer, 40)
+    state = trainer.state
+    dense = copied(state.weights)
+    others = {n: p for n, p in state.model.named_parameters() if "parametrizations" not in n}
+    flat = flattened(dense)
+    mask = top(np.abs(flat), keep_count(flat.size, 0.2))
+    sizes = [weight.numel() for weight in dense.values()]
+    masks = {
+        name: torch.from_numpy(part).view(dense[name].shape)
+        for name, part in zip(dense, np.split(mask, np.cumsum(sizes)[:-1]), strict=True)
+    }
+    network = tiny_model("mlp")
+    network.load_state_dict({n: w * masks[n] for n, w in dense.items()} | copied(others))
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+    for step in range(20):
+        # From 0.4 of the recipe's rate down a cosine to 0; the optimizer remembers nothing.
+        optimizer.param_groups[0]["lr"] = 0.05 * 0.4 * (1 + math.cos(math.pi * step / 20)) / 2
+        images, labels = BatchStream(tiny_data(recipe), recipe, 0, "order").batch(40 + step)
+        optimizer.zero_grad()
+        functional.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for name, kept in masks.items():
+                network.get_parameter(name).mul_(kept)
+        next(run)
+        for name, kept in masks.items():
+            assert torch.equal(state.masks[name], kept)
+            torch.testing.assert_close(
+                state.weights[name].detach() * kept,
+                network.get_parameter(name).detach(),
+                rtol=1e-4,
+                atol=1e-6,
+            )
+    assert next(run, None) is None
+    for name, value in state.model.state_dict().items():
+        torch.testing.assert_close(value, network.state_dict()[name], rtol=1e-4, atol=1e-6)
+    assert sum(nonzero({n: state.model.get_parameter(n) for n in masks}).values()) == int(
+        mask.sum()
+    )
+
+
+def test_masks_are_not_ranked_anew_while_or_after_finetuning():
+    # At a high rate the kept weights change places with the largest of the others.
+    trainer = tiny_trainer(DPF(finetune=1.0, finetune_lr=4.0), density=0.2, steps=40)
+    log = watch_updates(trainer)
+    masks, ranked_anew = {}, 0
+    for step in trainer.run():
+        masks = masks if step != 41 else copied(trainer.state.masks)
+        if step == 80:
+            flat = np.abs(flattened(trainer.state.weights))
+            ranked_anew = top(flat, keep_count(flat.size, 0.2))
+    assert [update.step for update in log] == [0, 16, 32]
+    found = flattened({n: trainer.state.model.get_parameter(n) for n in masks}) != 0
+    np.testing.assert_array_equal(found, flattened(masks) != 0)
+    assert (ranked_anew != flattened(masks)).any()
+
+
+def test_a_finetuning_without_a_step_still_has_the_last_masks():
+    trainer = tiny_trainer(DPF(finetune=0.2), model="conv", steps=4)
+    assert [phase.steps for phase in trainer.plan] == [4, 0]
+    dense = {}
+    for step in trainer.run():
+        if step == 4:
+            dense = copied(trainer.state.weights)
+    mask = top(np.abs(flattened(dense)), keep_count(1432, 0.1))
+    found = {name: trainer.state.model.get_parameter(name) for name in dense}
+    np.testing.assert_array_equal(flattened(found), flattened(dense) * mask)

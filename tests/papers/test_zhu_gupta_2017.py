@@ -173,3 +173,49 @@ def test_the_forward_pass_after_a_prune_sees_the_pruned_network():
     train(trainer)
     assert len(seen) == 24
     assert all(seen)
+
+
+# Fine-tuning (Lin et al., 2020, report gradual pruning with and without it).
+
+
+def test_finetuning_comes_on_top_and_costs_a_fifth():
+    budget = Budget(300, 10, 320, (0.5, 0.75))
+    (alone,) = GradualMagnitude().plan(budget, 0.1)
+    train_phase, finetune = GradualMagnitude(finetune=0.2).plan(budget, 0.1)
+    assert train_phase == alone
+    assert (finetune.name, finetune.steps, finetune.updates) == ("finetune", 60, None)
+    assert finetune.density is None
+    assert train_phase.steps + finetune.steps == 1.2 * budget.steps
+
+
+def test_finetuning_trains_the_masks_of_the_ramp_with_a_rate_of_its_own():
+    trainer = tiny_trainer(GradualMagnitude(finetune=0.5, finetune_lr=0.2), model="conv", steps=40)
+    rates, masks, before = [], {}, {}
+    for step in trainer.run():
+        if step == 40:
+            masks, before = copied(trainer.state.masks), copied(trainer.state.weights)
+        if step == 41:
+            # Nesterov from a memory of zero: the buffer is g + decay w, the step 1.9 times it.
+            for name, weight in trainer.state.weights.items():
+                buffer = trainer.state.optimizer.state[weight]["momentum_buffer"]
+                moved = (before[name] - 0.2 * 0.05 * 1.9 * buffer) * masks[name]
+                torch.testing.assert_close(weight.detach(), moved, rtol=0, atol=1e-7)
+                assert not torch.equal(weight.detach(), before[name])
+        if step > 40:
+            rates.append(float(trainer.state.lr))
+            for name, weight in trainer.state.weights.items():
+                assert torch.equal(trainer.state.masks[name], masks[name])
+                assert torch.equal(weight != 0, masks[name] != 0)
+    expected = 0.05 * 0.2 * (1 + np.cos(np.pi * np.arange(20) / 20)) / 2
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+    assert sum(nonzero(masks).values()) == keep_count(1432, 0.1)
+
+
+def test_the_run_before_finetuning_is_the_run_without_it():
+    weights = {}
+    trainer = tiny_trainer(GradualMagnitude(finetune=0.2), model="conv", steps=40)
+    for step in trainer.run():
+        if step == 40:
+            weights = copied(trainer.state.weights)
+    alone = train(tiny_trainer("gradual", model="conv", steps=40))
+    assert all(torch.equal(weights[n], weight) for n, weight in alone.state.weights.items())

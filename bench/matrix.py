@@ -1,0 +1,134 @@
+"""Which method runs on which network: three steps each, for the table in `methods/README.md`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.data import Data, to_device
+from bench.datasets import Arrays, DatasetInfo
+from bench.errors import BenchError, SuiteError
+from bench.networks import make_model
+from bench.prunable import prunable_names
+from bench.recipes import Recipe
+from bench.runner import set_up_process
+from bench.scrutiny import finished
+from bench.trainer import Trainer
+from bench.trial import budget_of, random_source
+from methods import METHODS, get_method
+
+MODELS = {
+    "lenet_300_100": "lenet_300_100",
+    "lenet5": "lenet5",
+    "conv4": "conv4",
+    "resnet20": "resnet20",
+    "wrn_16_2": "wrn_16_2",
+    "vgg11": "vgg11",
+    "resnet18": "timm:resnet18",
+    "vit_tiny": "timm:vit_tiny_patch16_224",
+    "mobilenetv3": "timm:mobilenetv3_small_050",
+    "convnext": "timm:convnext_atto",
+}
+"""Column of the table -> model."""
+
+INFO = DatasetInfo((3, 32, 32), 10, (0.5,) * 3, (0.25,) * 3, "", "random pixels")
+RECIPE = Recipe(title="three steps", batch=8, lr=0.01, momentum=0.9, weight_decay=1e-4)
+STEPS = 3
+DENSITY = 0.2
+BEGIN, END = "<!-- matrix: tox run -e matrix -->", "<!-- end of matrix -->"
+README = Path(__file__).parent.parent / "methods" / "README.md"
+
+
+def random_data() -> Data:
+    """Random images of 3x32x32 in ten classes, 24 to train on."""
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (2, 24, 32, 32, 3), dtype=np.uint8)
+    labels = np.tile(np.arange(10), 5)[:48].reshape(2, 24).astype(np.int64)
+    arrays = Arrays(INFO, pixels[0], labels[0], pixels[1], labels[1], "0")
+    return to_device(arrays, RECIPE, torch.device("cpu"))
+
+
+def tried(method: str, model: str) -> str:
+    """Trains a pair and bakes the network.
+
+    Returns:
+        Why the pair cannot be, or an empty text where it ran.
+
+    Raises:
+        BenchError: it ran, but what it left is wrong.
+    """
+    made, fresh = (make_model(model, INFO, {}, seed=0) for _ in range(2))
+    chosen = get_method(method)()
+    try:
+        names = prunable_names(made, chosen, "all")
+    except SuiteError:
+        return "no filters to prune" if chosen.controls == "filters" else "nothing to prune"
+    density = DENSITY if chosen.controls in ("density", "filters") else None
+    data = random_data()
+    trainer = Trainer(
+        chosen,
+        made,
+        names,
+        data.without_test(),
+        RECIPE,
+        budget_of(STEPS, RECIPE, data, made, names),
+        density,
+        0,
+        source=random_source(made, names, density) if chosen.needs_source else None,
+        fresh=lambda draw: make_model(model, INFO, {}, seed=draw),
+    )
+    for _ in trainer.run():
+        pass
+    if wrong := [text for texts in finished(trainer, fresh).values() for text in texts]:
+        raise BenchError(f"{method} on {model}: {'; '.join(wrong)}")
+    return ""
+
+
+def table() -> Iterator[str]:
+    """The table's lines, trying every pair; skipped pairs are explained below it."""
+    yield from heading()
+    reasons: dict[str, str] = {}
+    for method in METHODS:
+        cells = []
+        for column, model in MODELS.items():
+            started = time.perf_counter()
+            reason = tried(method, model)
+            seconds = time.perf_counter() - started
+            print(f"{method} {column}: {reason or 'yes'} ({seconds:.1f} s)", file=sys.stderr)
+            mark = reasons.setdefault(reason, f"({len(reasons) + 1})") if reason else "yes"
+            cells.append(mark)
+        yield row(method, cells)
+    count = len(METHODS) * len(MODELS)
+    yield ""
+    yield f"{count} pairs, each trained {STEPS} steps on the CPU and made plain again."
+    for reason, mark in reasons.items():
+        yield f"{mark}: {reason}."
+
+
+def heading() -> list[str]:
+    """Head of the table."""
+    return [f"| method | {' | '.join(MODELS)} |", f"|:--|{':-:|' * len(MODELS)}"]
+
+
+def row(method: str, cells: list[str]) -> str:
+    """A line of the table; it names the method's version, with which it goes stale."""
+    return f"| `{method}` v{get_method(method).version} | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Writes the table into the README."""
+    set_up_process(threads=1)
+    lines = "\n".join(table())
+    text = README.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    README.write_text(f"{before}{BEGIN}\n\n{lines}\n\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
