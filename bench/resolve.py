@@ -264,7 +264,7 @@ class _Resolver:
             return dataclasses.replace(full, sparsity=asked, skipped=str(error))
         small = dataclasses.replace(dense, model_options={**question.model_options, "width": width})
         cell = self.planned(small, make_method("dense", {}, where), None)
-        against = full_width(question.model, info, options, self.suite.prunable)
+        against = full_width(question.model, info, options, self.suite.prunable, asked)
         return dataclasses.replace(cell, sparsity=asked, against=against)
 
 

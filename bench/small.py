@@ -48,7 +48,7 @@ def nearest_width(
         with torch.device("meta"):
             width = round(widest * step / GRID, 6)
             model = create_model(name, info.shape, info.classes, **others, width=width)
-        return _prunable(model, preset)
+        return _prunable(model, preset, sparsity)
 
     target = keep_count(weights(GRID), 1 - sparsity)
     low, high = 1, GRID  # weights(low) <= target <= weights(high), if it can be
@@ -60,13 +60,15 @@ def nearest_width(
 
 
 @functools.lru_cache(maxsize=64)
-def full_width(name: str, info: DatasetInfo, options: Options, preset: str) -> Against:
+def full_width(
+    name: str, info: DatasetInfo, options: Options, preset: str, sparsity: float
+) -> Against:
     """Counts of the network that the sparse one is made from."""
     model = probe(name, info, options)
     totals = count_totals(model, count_layers(model, info.shape))
-    return Against(totals.parameters, _prunable(model, preset), totals.dense_macs)
+    return Against(totals.parameters, _prunable(model, preset, sparsity), totals.dense_macs)
 
 
-def _prunable(model: nn.Module, preset: str) -> int:
-    names = prunable_names(model, Dense(), preset)
+def _prunable(model: nn.Module, preset: str, sparsity: float) -> int:
+    names = prunable_names(model, Dense(), preset, sparsity)
     return sum(model.get_parameter(name).numel() for name in names)

@@ -70,7 +70,7 @@ def test_the_suites_own_width_is_the_full_one():
     options = (("shortcut", "B"), ("width", 2.0))
     wide = nearest_width("resnet20", CIFAR, options, "dpf", 0.75)
     assert wide == pytest.approx(1.0, abs=0.02)  # half of 2
-    against = full_width("resnet20", CIFAR, options, "dpf")
+    against = full_width("resnet20", CIFAR, options, "dpf", 0.9)
     with torch.device("meta"):
         model = create_model("resnet20", CIFAR.shape, 10, shortcut="B", width=2.0)
     assert against.parameters == sum(p.numel() for p in model.parameters())
@@ -80,7 +80,7 @@ def test_the_suites_own_width_is_the_full_one():
 
 
 def test_counts_at_full_width_by_hand():
-    against = full_width("lenet_300_100", DIGITS, (), "all")
+    against = full_width("lenet_300_100", DIGITS, (), "all", 0.9)
     assert (against.parameters, against.prunable, against.dense_macs) == (50_610, 50_200, 50_200)
 
 
