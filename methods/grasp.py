@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from methods.api import Run, Scores, option
 from methods.masking import PruneAtInit
@@ -26,7 +27,8 @@ def hessian_gradient(
     """
     gradient = [torch.zeros_like(weight) for weight in weights]
     product = [torch.zeros_like(weight) for weight in weights]
-    with torch.enable_grad():
+    # Fused attention has no second derivative.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         for loss in losses:
             torch._foreach_add_(gradient, torch.autograd.grad(loss(), weights))
         for loss in losses:

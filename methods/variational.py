@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,9 +19,6 @@ from methods.penalised import PenaltyMethod, decay_others
 EPSILON = 1e-8
 """Keeps the logarithm and the square root away from 0."""
 
-FORWARDS = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
-"""What a module may do with its weight, for the noise to be known."""
-
 
 def noise_ratio(weight: Tensor, log_sigma2: Tensor) -> Tensor:
     """The logarithm of alpha = sigma^2 / w^2, per weight."""
@@ -33,20 +31,33 @@ def divergence(log_alpha: Tensor) -> Tensor:
     return k1 * torch.sigmoid(-k2 - k3 * log_alpha) + functional.softplus(-log_alpha) / 2
 
 
+def layer(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What a linear or convolutional module computes, with another weight and bias."""
+    if isinstance(module, _ConvNd):
+        return module._conv_forward(x, weight, bias)
+    return functional.linear(x, weight, bias)
+
+
+def is_plain(module: Any) -> bool:
+    """Whether a module computes what its kind does; subclasses may treat their weight first."""
+    if isinstance(module, _ConvNd):
+        extents = zip(module.kernel_size, module.dilation, strict=True)
+        size = [module.in_channels, *(4 * kernel * dilation for kernel, dilation in extents)]
+    else:
+        size = [module.in_features]
+    x = torch.linspace(0.25, 1, math.prod(size)).view(1, *size).to(module.weight)
+    with torch.no_grad():
+        return torch.allclose(module(x), layer(module, x, module.weight, module.bias))
+
+
 def noisy_forward(module: Any, x: Tensor) -> Tensor:
     """In training, draws the layer's outputs (Eqs. 17 and 18); else drops what noise drowns."""
-
-    def layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if isinstance(module, _ConvNd):
-            return module._conv_forward(x, weight, bias)
-        return functional.linear(x, weight, bias)
-
     weight = module.weight
     log_alpha = noise_ratio(weight, module.log_sigma2).clamp(-8, 8)
     if not module.training:
-        return layer(x, weight * (log_alpha < module.threshold), module.bias)
-    mean = layer(x, weight, module.bias)
-    variance = layer(x.square(), log_alpha.exp() * weight.square(), None)
+        return layer(module, x, weight * (log_alpha < module.threshold), module.bias)
+    mean = layer(module, x, weight, module.bias)
+    variance = layer(module, x.square(), log_alpha.exp() * weight.square(), None)
     return mean + torch.sqrt(variance + EPSILON) * torch.randn_like(mean)
 
 
@@ -91,7 +102,7 @@ class VariationalDropout(PenaltyMethod):
         """
         for name, module in modules_of(model, masks):
             kind = type(module)
-            if kind.forward not in FORWARDS:
+            if not is_plain(module):
                 raise TypeError(f"{name}: no noise is known for the forward pass of {kind}")
             module.register_parameter("log_sigma2", nn.Parameter(torch.zeros_like(masks[name])))
             changes = {"forward": noisy_forward, "threshold": self.threshold}

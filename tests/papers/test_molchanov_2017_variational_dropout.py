@@ -183,6 +183,16 @@ def test_a_layer_that_does_something_else_with_its_weight_is_refused():
         started(VariationalDropout(), nn.Sequential(Standardised(3, 2)))
 
 
+def test_a_subclass_that_computes_the_same_takes_noise():
+    class Named(nn.Linear):
+        def forward(self, x):
+            return super().forward(x)
+
+    module = nn.Sequential(Named(3, 2))
+    started(VariationalDropout(), module)
+    assert "log_sigma2" in dict(module[0].named_parameters())
+
+
 # What is dropped.
 
 
