@@ -147,7 +147,10 @@ METHODS: dict[str, MethodInfo] = {
         "mask the forward pass, update all the weights, re-rank every 16 steps",
     ),
     "dpf_filters": MethodInfo(
-        "dpf:DPFFilters", "Lin 2020", "filters", "the same for whole filters, ranked across layers"
+        "dpf_filters:DPFFilters",
+        "Lin 2020",
+        "filters",
+        "the same for whole filters, ranked across layers",
     ),
     "sfp": MethodInfo(
         "sfp:SFP",

@@ -1,4 +1,4 @@
-"""Whole filters: their norms, the normalisation behind them, and layers that may not be emptied."""
+"""Whole filters: their norms, their masks, and the normalisation behind them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils.parametrize import is_parametrized
 
 from methods.allocation import allocate, keep_count
 from methods.api import Scores, Shape, TrainState
@@ -99,50 +98,11 @@ def companions(model: nn.Module, names: Mapping[str, object], shape: Shape) -> d
             handles.append(module.register_forward_hook(remember(f"{name}.weight")))
         elif isinstance(module, _BatchNorm):
             handles.append(module.register_forward_pre_hook(match(name)))
-    with _evaluation(model):
-        model(_images(model, shape)[:1])
+    with evaluation(model):
+        model(two_images(model, shape)[:1])
     for handle in handles:
         handle.remove()
     return found
-
-
-def essential(model: nn.Module, names: Mapping[str, object], shape: Shape) -> set[str]:
-    """Weights of convolutions that keep the image's way to the output open by themselves.
-
-    Layers beside a skip connection may lose all their filters. Of two ways around each other, such
-    as a block and the convolution in its shortcut, only one may. Seen by silencing one layer after
-    the other, in the model's order, as long as two images still give two outputs.
-    """
-    needed = set()
-    handles = []
-    with _evaluation(model):
-        images = _images(model, shape)
-        for name, module in model.named_modules():
-            if f"{name}.weight" in names:
-                handle = module.register_forward_hook(
-                    lambda _, __, output: torch.zeros_like(output)
-                )
-                # One at a time: in a batch, rounding may differ from image to image.
-                if torch.equal(model(images[:1]), model(images[1:])):
-                    needed.add(f"{name}.weight")
-                    handle.remove()
-                else:
-                    handles.append(handle)
-    for handle in handles:
-        handle.remove()
-    return needed
-
-
-def zero_means(state: TrainState) -> None:
-    """Zeroes the running means of normalisation whose shift is masked, where the mask is 0.
-
-    Behind a filter of zeros they stay at 0, so the channel is silent at once in evaluation too.
-    """
-    for module in state.model.modules():
-        if isinstance(module, _BatchNorm) and is_parametrized(module, "bias"):
-            mask = module.get_buffer("parametrizations.bias.0.mask")
-            if module.running_mean is not None:
-                module.running_mean.mul_(mask)
 
 
 def zero_companions(state: TrainState, found: Mapping[str, list[str]]) -> None:
@@ -154,7 +114,7 @@ def zero_companions(state: TrainState, found: Mapping[str, list[str]]) -> None:
 
 
 @contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
+def evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, without gradient; the mode comes back."""
     training = model.training
     model.eval()
@@ -163,7 +123,7 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
     model.train(training)
 
 
-def _images(model: nn.Module, shape: Shape) -> Tensor:
+def two_images(model: nn.Module, shape: Shape) -> Tensor:
     """Two images that differ; no random stream is touched."""
     device = next(model.parameters()).device
     size = torch.Size(shape).numel()

@@ -15,7 +15,7 @@ from bench.errors import SuiteError
 from bench.evaluate import evaluate
 from bench.store import Store
 from methods.api import Cadence, Phase
-from methods.dpf import DPFFilters
+from methods.dpf_filters import DPFFilters
 from methods.sfp import SFP
 from models import create_model
 from tests.bench.cells import plan_of, register, stored, train, train_one, write_suite

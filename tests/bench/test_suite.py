@@ -125,7 +125,11 @@ WRONG: dict[str, tuple[str, dict[str, str], list[str]]] = {
     "unknown preset": (
         "[methods.rigl]",
         {"prunable": '"dbf"'},
-        ["prunable: no such preset: 'dbf'.", "Did you mean 'dpf'?", "Known: all, dpf, dsr, lth, rigl-erk, rigl-uniform."],
+        [
+            "prunable: no such preset: 'dbf'.",
+            "Did you mean 'dpf'?",
+            "Known: all, dpf, dsr, lth, rigl-erk, rigl-uniform.",
+        ],
     ),
     "unknown field": (
         "[methods.rigl]",

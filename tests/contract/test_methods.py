@@ -28,6 +28,7 @@ from bench.trainer import Trainer
 from methods import METHODS, get_method
 from methods.api import Budget, SparsityMethod
 from methods.dense import Dense
+from methods.masking import PruneAtInit
 from models import create_model
 from tests.contract.checks import (
     SETTINGS,
@@ -374,6 +375,21 @@ def test_initial_weights_follow_from_the_seed_whatever_ran_before():
 def test_step_compiles_into_one_graph_that_serves_all_masks(name, monkeypatch):
     options = {"every": 2} if "every" in intervals(name) else {}
     assert_compiles_once(builder(method_of(name, options), steps=12), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in METHODS if issubclass(get_method(name), PruneAtInit)]
+)
+def test_scoring_leaves_normalisation_statistics_noise_and_mode_alone(name):
+    trainer = tiny_trainer(name, model="conv")
+    before = {key: value.clone() for key, value in trainer.state.model.named_buffers()}
+    noise = torch.get_rng_state()
+    with torch.no_grad():
+        trainer.method.start_phase(trainer)
+    assert all(module.training for module in trainer.state.model.modules())
+    assert torch.equal(torch.get_rng_state(), noise)
+    for key, value in trainer.state.model.named_buffers():
+        assert torch.equal(value, before[key])
 
 
 def test_addresses_tell_a_replaced_tensor():

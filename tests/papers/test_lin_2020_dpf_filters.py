@@ -14,8 +14,8 @@ from bench.prunable import prunable_names
 from bench.trainer import Trainer
 from methods.allocation import keep_count
 from methods.api import Budget
-from methods.dpf import DPFFilters
-from methods.filters import companions, convolutions, essential, rows
+from methods.dpf_filters import DPFFilters, essential
+from methods.filters import companions, convolutions, rows
 from models import create_model
 from tests.tiny import (
     TINY_RECIPE,
