@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -82,8 +83,14 @@ def tried(method: str, model: str) -> str:
         source=random_source(made, names, density) if chosen.needs_source else None,
         fresh=lambda draw: make_model(model, INFO, {}, seed=draw),
     )
-    for _ in trainer.run():
-        pass
+    try:
+        for _ in trainer.run():
+            pass
+    except RuntimeError as error:
+        missing = re.search(r"derivative for aten::(\w+)_backward is not implemented", str(error))
+        if missing is None:
+            raise
+        return f"needs a second derivative, and torch has none of {missing[1]}"
     if wrong := [text for texts in finished(trainer, fresh).values() for text in texts]:
         raise BenchError(f"{method} on {model}: {'; '.join(wrong)}")
     return ""
