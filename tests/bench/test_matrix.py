@@ -12,9 +12,9 @@ from methods.masking import ProjectedMethod
 TABLE = README.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].strip().split("\n")
 ROWS = {line.split("`")[1]: line for line in TABLE if line.startswith("| `")}
 ONE_EACH = [
-    (method, list(MODELS)[index % len(MODELS)])
-    # The first networks are small, the last are timm's: every method meets one, and each is met.
-    for index, method in enumerate(METHODS)
+    # Every method meets a network and every network a method; filters are where they are.
+    (method, list(MODELS)[(index + (2 if info.controls == "filters" else 1)) % len(MODELS)])
+    for index, (method, info) in enumerate(METHODS.items())
 ]
 
 
