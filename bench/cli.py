@@ -233,10 +233,20 @@ def report(
         list[str] | None, typer.Argument(help="Suites with records; all of them if none is named.")
     ] = None,
     records: Records = Path("records"),
+    by_sparsity: Annotated[
+        bool, typer.Option("--by-sparsity", help="Short: a line a method, a column a sparsity.")
+    ] = False,
 ) -> None:
     """Print the markdown table of each suite that has records."""
     names = [Path(name).name.removesuffix(".toml") for name in suite or []]
-    _print_report(records, names or None)
+    if not by_sparsity:
+        _print_report(records, names or None)
+        return
+    from bench.store import suites
+    from reports.by_sparsity import by_sparsity as short
+
+    for name in names or suites(records):
+        print(short(records, name))
 
 
 @app.command()

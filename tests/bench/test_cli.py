@@ -397,6 +397,9 @@ def test_report_prints_the_table_of_each_suite(call, tmp_path):
     one = call("report", "tiny.toml", "--records", tmp_path / "records")
     assert one.out.count("## ") == 1
     assert one.out.strip() in everything.out
+    short = call("report", "tiny", "--by-sparsity")
+    assert "(tiny, lenet_300_100): top-1 % by sparsity %" in short.out
+    assert call("report", "--by-sparsity").out.count("## ") == 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""The short table of a suite: a line for each method, a column for each sparsity."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from bench.store import Store
+from reports.aggregate import Row, aggregate, asked_text, model_text
+from reports.footnotes import footnotes
+from reports.markdown import section
+from reports.tables import accuracy, number
+
+TOP_K = " by top-k"
+
+
+def by_sparsity(root: Path, suite: str) -> str:
+    """Accuracy over sparsity, with the footnotes of the full table.
+
+    Args:
+        root: folder of all suites' records.
+        suite: whose records are shown.
+
+    Raises:
+        RecordError: there is no such suite, or a record is damaged; names the file.
+    """
+    source = Store(root, suite)
+    manifest = source.manifest()
+    results = aggregate(manifest, source.records())
+    lines: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in results.rows:
+        model = row.spec.model if row.smaller else model_text(row.spec)
+        lines.setdefault((model, line_name(row)), {})[sparsity_text(row)] = row
+    asked = sorted({text for found in lines.values() for text in found}, key=place)
+    models = dict.fromkeys(model for model, _ in lines)
+    table = []
+    for (model, name), found in lines.items():
+        cells = [cell(found[text]) if text in found else "" for text in asked]
+        table.append([*([model] if len(models) > 1 else []), name, *cells, multiples(found)])
+    headers = [*(["model"] if len(models) > 1 else []), "method", *asked, "budget multiple"]
+    about = "" if len(models) > 1 else f", {next(iter(models), '')}"
+    title = f"{manifest.title or suite} ({suite}{about}): top-1 % by sparsity %"
+    notes = footnotes(results, source.attempts())
+    return section(title, headers, table, {"model", "method"}, notes)
+
+
+def line_name(row: Row) -> str:
+    """The row's label; a grid over targets is one line."""
+    if not asked_text(row.spec).endswith(TOP_K):
+        return row.label
+    bare = re.sub(r"target=[^,\]]*,?", "", row.label).replace("[]", "").replace(",]", "]")
+    return bare + TOP_K
+
+
+def sparsity_text(row: Row) -> str:
+    """The row's column."""
+    return asked_text(row.spec).removesuffix(TOP_K)
+
+
+def place(text: str) -> tuple[bool, float]:
+    """Columns ascend; what no sparsity was asked for stands last."""
+    return (True, 0.0) if text == "penalty" else (False, float(text))
+
+
+def cell(row: Row) -> str:
+    """Accuracy, and whether a layer was emptied; for a penalty, the sparsity that it reached."""
+    text = accuracy(row) + (" dead" if row.dead else "")
+    if asked_text(row.spec) == "penalty" and row.reached_sparsity is not None:
+        text += f" (at {100 * row.reached_sparsity:.1f})"
+    return text
+
+
+def multiples(found: dict[str, Row]) -> str:
+    """What the line costs, from its cheapest cell to its dearest."""
+    texts = [number(row.multiple, ".2f") for row in found.values() if row.multiple is not None]
+    ordered = sorted(dict.fromkeys(texts), key=float)
+    return " to ".join(dict.fromkeys([ordered[0], ordered[-1]])) if ordered else "-"

@@ -1,0 +1,76 @@
+"""The short table: a line a method, a column a sparsity."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from bench.store import Against, Cell, Manifest
+from reports.by_sparsity import by_sparsity
+from tests.reports.records import SUITE, counts, fill, record, spec
+from tests.reports.test_tables import body
+
+
+def cell(of, label="", **more):
+    return Cell(label or of.method, of, steps=100, multiple=1.0, updates=0, **more)
+
+
+def shown(root: Path, cells, *records) -> list[dict[str, str]]:
+    fill(root, Manifest(SUITE, "Demonstration", tuple(cells)), *records)
+    return body(by_sparsity(root, SUITE))
+
+
+def test_a_method_has_one_line_and_each_sparsity_its_column(tmp_path):
+    dense, low, high = spec("dense", 0.0), spec(sparsity=0.5), spec(sparsity=0.9)
+    rows = shown(
+        tmp_path,
+        map(cell, [high, dense, low]),
+        record(dense, 98.0),
+        record(high, 95.5, multiple=1.2),
+        record(low, 97.0),
+    )
+    assert list(rows[0]) == ["method", "0", "50", "90", "budget multiple"]
+    assert list(rows[0].values()) == ["rigl", "", "97.00", "95.50", "1.00 to 1.20"]
+    assert list(rows[1].values()) == ["dense", "98.00", "", "", "1.00"]
+
+
+def test_what_was_not_run_is_a_dash_and_what_went_wrong_is_marked(tmp_path):
+    low, high = spec(sparsity=0.5), spec(sparsity=0.9)
+    lost = record(high, 10.0, status="diverged", counts=counts(0.9, dead=("fc1.weight",)))
+    rows = shown(tmp_path, map(cell, [low, high]), lost)
+    assert (rows[0]["50"], rows[0]["90"]) == ("-", "* 1 of 1 dead")
+
+
+def test_a_grid_of_targets_is_one_line_and_a_free_penalty_says_what_it_reached(tmp_path):
+    free = spec("l0", None)
+    landed = [spec("l0", None, options=(("target", t),)) for t in (0.5, 0.9)]
+    rows = shown(
+        tmp_path,
+        [cell(free), *(cell(of, f"l0[target={dict(of.options)['target']}]") for of in landed)],
+        record(free, 97.0, counts=counts(0.75)),
+        *(record(of, 96.0, counts=counts(0.9)) for of in landed),
+    )
+    assert [row["method"] for row in rows] == ["l0", "l0 by top-k"]
+    assert rows[0]["penalty"] == "97.00 (at 75.0)"
+    assert (rows[1]["50"], rows[1]["90"], rows[1]["penalty"]) == ("96.00", "96.00", "")
+
+
+def test_narrower_networks_stand_in_one_line_under_the_model_of_the_suite(tmp_path):
+    narrow = [spec("dense", 0.0, model_options=(("width", width),)) for width in (0.5, 0.1)]
+    against = Against(1000, 800, 200_000)
+    cells = [
+        cell(of, "small_dense", sparsity=s, against=against)
+        for of, s in zip(narrow, (0.5, 0.9), strict=True)
+    ]
+    rows = shown(tmp_path, cells, *(record(of, 90.0) for of in narrow))
+    assert len(rows) == 1
+    assert "model" not in rows[0]
+    assert (rows[0]["50"], rows[0]["90"]) == ("90.00", "90.00")
+
+
+def test_models_have_lines_of_their_own_and_footnotes_stand_below(tmp_path):
+    one, other = spec(), dataclasses.replace(spec(), model="resnet")
+    fill(tmp_path, Manifest(SUITE, "", (cell(one), cell(other))), record(one), record(other))
+    table = by_sparsity(tmp_path, SUITE)
+    assert [row["model"] for row in body(table)] == ["lenet", "resnet"]
+    assert "- accuracy: last step on the test set" in table
