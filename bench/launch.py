@@ -87,10 +87,12 @@ def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> No
     """
     # A damaged record stops here, before anything is written; one of an older suite too.
     list(store.records())
-    by_key = {cell.spec.key: cell for cell in plan.manifest.cells}
+    # Of the rows that one cell answers, the last to be reached tells how long it takes.
+    by_key = {cell.spec.key: cell for cell in sorted(plan.manifest.cells, key=_steps)}
     chosen = [cell for cell in cells if not cell.skipped and store.get(cell.spec) is None]
     sources = [by_key[cell.spec.source] for cell in chosen if cell.spec.source]
-    missing = {c.spec.key: c for c in [*chosen, *sources] if store.get(c.spec) is None}
+    wanted = [cell.spec for cell in [*chosen, *sources] if store.get(cell.spec) is None]
+    missing = {spec.key: by_key[spec.key] for spec in wanted}
     ordered = sorted(missing.values(), key=lambda cell: cell.spec.seed)
     try:
         store.put_manifest(plan.manifest)
@@ -117,6 +119,10 @@ def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> No
                     view.finish(event.key, event.record)
                 elif isinstance(event, Note):
                     view.say(event.text)
+
+
+def _steps(cell: Cell) -> int:
+    return cell.steps
 
 
 def _task(

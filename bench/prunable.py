@@ -99,14 +99,32 @@ PRESETS: dict[str, Callable[[Network, str], bool]] = {
 """Name -> whether a layer's weight counts. Biases and normalisation never do."""
 
 
+def promised(method: SparsityMethod, density: float | None) -> float | None:
+    """Density that the finished network must have, to the weight; None where none was promised.
+
+    A method that is given a density cannot take it back; one that a penalty drives may name one.
+    """
+    if method.controls == "density":
+        return density
+    return method.final_density(density) if method.controls == "penalty" else None
+
+
 def prunable_names(
     model: nn.Module, method: SparsityMethod, preset: str, sparsity: float | None = None
 ) -> tuple[str, ...]:
     """Weights that both the preset and the method allow, in the model's order.
 
+    Args:
+        model: plain.
+        method: whose `prunable` is asked.
+        preset: name in `PRESETS`.
+        sparsity: that the cell asks for; None where a penalty decides, or the method's target.
+
     Raises:
         SuiteError: there are none.
     """
+    if sparsity is None and (density := promised(method, None)) is not None:
+        sparsity = 1 - density
     layers: dict[str, nn.Module] = {
         n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | _ConvNd)
     }

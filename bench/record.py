@@ -198,7 +198,8 @@ class Record:
         multiple: (steps + extra_batches) / steps of the budget; plus the source's, if it has one.
         weights_hash: of the finished network's parameters and buffers.
         expected: for methods with random gates.
-        mask_updates: up to 200 of them, evenly chosen.
+        mask_updates: up to 200 of them, evenly chosen, and what else changed the masks after the
+            first step: a ranking before fine-tuning, or a last one.
         last_changes: prunable weights whose mask changed for the last time in each fiftieth of the
             training; those whose mask never changed are in none.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from bench.networks import probe
 from bench.planning import MAX_STEPS, check_plan
 from bench.prunable import PRESETS, prunable_names, shapes
 from bench.recipes import Recipe
-from bench.small import full_width, nearest_width
+from bench.small import compared, nearest_width
 from bench.spec import BudgetSpec, CellSpec, Options, Scalar
 from bench.store import Cell, Manifest
 from bench.suite import MethodTable, Question, Suite
-from methods import METHODS, STAND_INS, get_method
+from methods import STAND_INS, get_method
 from methods.allocation import keep_count
-from methods.api import Budget, SparsityMethod
+from methods.api import Budget, Phase, SparsityMethod
+from methods.dense import Dense
 from models import TIMM_PREFIX, model_options
 
 
@@ -159,20 +160,35 @@ class _Resolver:
             also = " ".join(map(repr, others[:-1]))  # every digit: the counts depend on it
             method = make_method(question.method, {**question.options, "also": also}, where)
             question = dataclasses.replace(question, sparsity=others[-1])
-        cell = self.planned(question, method, source)
+        cell = self.planned(question, method, source, asked)
         return dataclasses.replace(cell, sparsity=asked) if method.lands_on_all else cell
 
     def others(self, question: Question) -> list[float]:
         """Sparsities that the suite asks of the same row, ascending."""
         same = dataclasses.replace(question, sparsity=None)
+        mine = self.prunable(question)
         return sorted(
             q.sparsity
             for q in self.suite.questions
-            if q.sparsity is not None and dataclasses.replace(q, sparsity=None) == same
+            if q.sparsity is not None
+            and dataclasses.replace(q, sparsity=None) == same
+            # A preset may count other weights at another sparsity: that is another cell.
+            and self.prunable(q) == mine
         )
 
-    def planned(self, question: Question, method: SparsityMethod, source: Cell | None) -> Cell:
-        """The cell of a question, its plan checked."""
+    def prunable(self, question: Question) -> tuple[str, ...]:
+        """Weights that the suite's preset counts for a row."""
+        model = probe(question.model, self.arrays.info, tuple(question.model_options.items()))
+        return prunable_names(model, Dense(), self.suite.prunable, question.sparsity)
+
+    def planned(
+        self,
+        question: Question,
+        method: SparsityMethod,
+        source: Cell | None,
+        row: float | None = None,
+    ) -> Cell:
+        """The cell of a question, its plan checked; `row` is the sparsity whose round is meant."""
         suite, where = self.suite, question.where
         _check_model_options(question, suite)
         budget = self.budget(question)
@@ -209,7 +225,9 @@ class _Resolver:
         )
         updates = sum(phase.updates.count(phase.steps) for phase in plan if phase.updates)
         paid = source.multiple if source else 0.0
-        return Cell(question.label, spec, steps, multiple + paid, updates)
+        if method.lands_on_all and row is not None:
+            steps = _steps_to(plan, budget, 1 - row)
+        return Cell(question.label, spec, steps, steps / budget.steps + paid, updates)
 
     def budget(self, question: Question) -> Budget:
         """The question's budget in steps."""
@@ -264,8 +282,21 @@ class _Resolver:
             return dataclasses.replace(full, sparsity=asked, skipped=str(error))
         small = dataclasses.replace(dense, model_options={**question.model_options, "width": width})
         cell = self.planned(small, make_method("dense", {}, where), None)
-        against = full_width(question.model, info, options, self.suite.prunable, asked)
+        preset = self.suite.prunable
+        against = compared(question.model, info, options, width, preset, asked)
         return dataclasses.replace(cell, sparsity=asked, against=against)
+
+
+def _steps_to(plan: Sequence[Phase], budget: Budget, density: float) -> int:
+    """Steps up to the end of the measured phase that lands on a density."""
+    total = sum(math.prod(shape) for _, shape in budget.shapes)
+    done = 0
+    for phase in plan:
+        done += phase.steps
+        kept = keep_count(total, 1.0 if phase.density is None else phase.density)
+        if phase.measured and kept == keep_count(total, density):
+            return done
+    return done
 
 
 def _source_of(question: Question, candidates: list[tuple[Question, Cell]]) -> Cell:
@@ -284,7 +315,7 @@ def _source_of(question: Question, candidates: list[tuple[Question, Cell]]) -> C
 
 def _leaves_masks(question: Question) -> bool:
     """Whether a row's masks fit others of its sparsity: no filters, no narrower network."""
-    return question.method not in STAND_INS and METHODS[question.method].controls == "density"
+    return question.method not in STAND_INS and get_method(question.method).controls == "density"
 
 
 def _source_text(question: Question, needed: bool) -> str:

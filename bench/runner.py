@@ -24,7 +24,7 @@ from bench.environment import environment
 from bench.errors import CheckpointError, ContractBroken, DataError, Diverged, SourceMissing
 from bench.evaluate import Evaluation, evaluate
 from bench.networks import make_model
-from bench.prunable import prunable_names
+from bench.prunable import promised, prunable_names
 from bench.recipes import Recipe
 from bench.record import SCHEMA, Counts, Expected, LayerCount, PhaseResult, Record, Status, Times
 from bench.resolve import load_arrays, make_budget, make_method
@@ -383,7 +383,7 @@ class _Attempt:
         totals = count_totals(model, layers)
         weights = {name: model.get_parameter(name).detach() for name in self.names}
         prunable = sum(weight.numel() for weight in weights.values())
-        density = self.method.final_density(self.density)
+        density = promised(self.method, self.density)
         target = None if density is None else keep_count(prunable, density)
         nonzero = {name: int(weight.count_nonzero()) for name, weight in weights.items()}
         grown = sum(int((weight.abs() <= GROWN).sum()) for weight in weights.values())

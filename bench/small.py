@@ -26,7 +26,9 @@ GRID = 1000
 def nearest_width(
     name: str, info: DatasetInfo, options: Options, preset: str, sparsity: float
 ) -> float:
-    """The `width` whose prunable weights come nearest to those that a sparsity leaves.
+    """The `width` whose weights come nearest in number to those that the sparse network has left.
+
+    All convolutions and linear layers count, those too that the preset leaves dense.
 
     Args:
         name: of the model.
@@ -43,14 +45,18 @@ def nearest_width(
     widest = float(dict(options).get("width", model_options(name)["width"]))  # type: ignore[arg-type]
     others = {key: value for key, value in options if key != "width"}
 
-    def weights(step: int) -> int:
+    def made(step: int) -> nn.Module:
         # No weight is made: a width is tried in milliseconds.
         with torch.device("meta"):
             width = round(widest * step / GRID, 6)
-            model = create_model(name, info.shape, info.classes, **others, width=width)
-        return _prunable(model, preset, sparsity)
+            return create_model(name, info.shape, info.classes, **others, width=width)
 
-    target = keep_count(weights(GRID), 1 - sparsity)
+    def weights(step: int) -> int:
+        return count_prunable(made(step), "all", sparsity)
+
+    full = made(GRID)
+    prunable = count_prunable(full, preset, sparsity)
+    target = weights(GRID) - prunable + keep_count(prunable, 1 - sparsity)
     low, high = 1, GRID  # weights(low) <= target <= weights(high), if it can be
     while high - low > 1:
         middle = (low + high) // 2
@@ -60,15 +66,22 @@ def nearest_width(
 
 
 @functools.lru_cache(maxsize=64)
-def full_width(
-    name: str, info: DatasetInfo, options: Options, preset: str, sparsity: float
+def compared(
+    name: str, info: DatasetInfo, options: Options, width: float, preset: str, sparsity: float
 ) -> Against:
-    """Counts of the network that the sparse one is made from."""
+    """What the ratios of the narrower network count against."""
     model = probe(name, info, options)
     totals = count_totals(model, count_layers(model, info.shape))
-    return Against(totals.parameters, _prunable(model, preset, sparsity), totals.dense_macs)
+    narrow = probe(name, info, (*((n, v) for n, v in options if n != "width"), ("width", width)))
+    return Against(
+        totals.parameters,
+        count_prunable(model, preset, sparsity),
+        totals.dense_macs,
+        count_prunable(narrow, preset, sparsity),
+    )
 
 
-def _prunable(model: nn.Module, preset: str, sparsity: float) -> int:
+def count_prunable(model: nn.Module, preset: str, sparsity: float) -> int:
+    """Weights that a preset counts."""
     names = prunable_names(model, Dense(), preset, sparsity)
     return sum(model.get_parameter(name).numel() for name in names)

@@ -41,8 +41,9 @@ def write_masks(path: Path, masks: Mapping[str, Tensor]) -> None:
 def read_masks(path: Path, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Masks as `write_masks` wrote them, with the shapes and types of `masks`."""
     found = {}
-    for name, tensor in load_file(path).items():
-        like = masks[name]
+    packed = load_file(path)
+    for name, like in masks.items():
+        tensor = packed[name]
         bits = np.unpackbits(tensor.numpy(), count=math.prod(like.shape))
         found[name] = torch.from_numpy(bits).view(like.shape).to(like)
     return found

@@ -23,11 +23,18 @@ from bench.spec import CellSpec
 
 @dataclass(frozen=True, slots=True)
 class Against:
-    """The network at its full width: parameters, prunable weights, and MACs for one image."""
+    """The network at its full width, and what the narrower one has of its prunable weights.
+
+    Attributes:
+        parameters: of the full width; `dense_macs`, for one image, likewise.
+        prunable: weights of the full width that the suite's preset counts.
+        kept: weights of the narrower network that it counts.
+    """
 
     parameters: int
     prunable: int
     dense_macs: int
+    kept: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +43,8 @@ class Cell:
 
     Attributes:
         label: the row's name in the suite's tables; variants of a method differ by it.
-        steps: optimizer steps that the method plans; `multiple` is that over the budget's, with the
-            source's.
+        steps: optimizer steps that the method plans up to the row's result; `multiple` is that over
+            the budget's, with the source's.
         updates: mask updates that it plans.
         sparsity: that the row asks for, where it is not the cell's own: a cell of several rounds
             answers several rows, and a small dense network stands for a sparse one.

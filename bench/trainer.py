@@ -226,7 +226,7 @@ class Trainer:
                 break
             cursor.phase += 1
             cursor.step = 0
-        with self._training_clock(), self._cold_hook():
+        with self._training_clock(), self._watched(planned=False), self._cold_hook():
             self.open_probability = self.method.open_probability(self.state)
             self.method.finish(self)
 
@@ -282,15 +282,9 @@ class Trainer:
         """One optimizer step, the same for all methods, with the update due before it."""
         cursor, state, method, phase = self.cursor, self.state, self.method, self.phase
         if phase.updates is not None and phase.updates.due(cursor.step):
-            with (
-                self.dynamics.watch(state, cursor.total, cursor.updates, cursor.mask_updates),
-                self._cold_hook(),
-            ):
+            with self._watched(planned=True), self._cold_hook():
                 method.update(self)
                 method.project(state)  # the coming forward pass sees the new masks
-            cursor.updates += 1
-            cursor.train_seconds -= self.dynamics.seconds  # the harness's own curiosity
-            cursor.eval_seconds += self.dynamics.seconds
         else:
             self._set_clock()
         images, labels = self.stream.batch(cursor.position)
@@ -321,7 +315,7 @@ class Trainer:
         return self.recipe.lr_at(low + fraction * (high - low))
 
     def _enter(self) -> None:
-        with self._cold_hook():
+        with self._watched(planned=False), self._cold_hook():
             self.method.start_phase(self)
             if self.phase.rewind_to is not None:
                 self._rewind(self.snapshots[self.phase.rewind_to])
@@ -442,6 +436,26 @@ class Trainer:
     def _rng_devices(device: torch.device) -> list[torch.device]:
         """Devices whose random streams a fork must keep, beside the CPU's."""
         return [device] if device.type == "cuda" else []
+
+    @contextmanager
+    def _watched(self, planned: bool) -> Iterator[None]:
+        """Compares the masks before and after; what was not planned counts if it changed some.
+
+        The first masks of a run are not a change.
+        """
+        cursor, dynamics = self.cursor, self.dynamics
+        if not dynamics.last_change or (not planned and cursor.total == 0):
+            yield
+            return
+        index = cursor.updates if planned else 0
+        with dynamics.watch(self.state, cursor.total, index, cursor.mask_updates):
+            yield
+        if planned:
+            cursor.updates += 1
+        elif not cursor.mask_updates[-1].flipped:
+            cursor.mask_updates.pop()
+        cursor.train_seconds -= dynamics.seconds  # the harness's own curiosity
+        cursor.eval_seconds += dynamics.seconds
 
     @contextmanager
     def _training_clock(self) -> Iterator[None]:

@@ -311,12 +311,14 @@ class SparsityMethod:
         return False
 
     def final_density(self, density: float | None) -> float | None:
-        """Density that the finished network must have, to the weight; None: none was promised.
+        """Density that a penalty-driven method lands on, to the weight; None: on none.
+
+        Other methods are not asked: they are given theirs.
 
         Args:
-            density: of the cell; None for penalty-driven methods.
+            density: None.
         """
-        return density if self.controls == "density" else None
+        return None
 
     # Once, and again after a resume: structure.
 

@@ -177,6 +177,7 @@ def as_seen(cell: Cell, record: Record | None) -> Record | None:
             record.counts,
             parameters=cell.against.parameters,
             prunable=cell.against.prunable,
+            prunable_nonzero=cell.against.kept,
             dense_macs=cell.against.dense_macs,
         )
         return dataclasses.replace(record, counts=counts)

@@ -129,9 +129,11 @@ def test_the_figures_of_a_dpf_run_are_those_of_its_masks():
         if step == 60:
             before_finish = copied(trainer.dynamics.last_change)
     found = trainer.cursor.mask_updates
-    assert [update.step for update in found] == [update.step for update in log]
+    # The last ranking, in `finish`, is one more.
+    assert [update.step for update in found] == [*(update.step for update in log), 60]
+    assert found[-1].flipped > 0
     last = {name: np.zeros(mask.shape, int) for name, mask in trainer.state.masks.items()}
-    for seen, update in zip(log, found, strict=True):
+    for seen, update in zip(log, found[:-1], strict=True):
         old, new, weights = (
             np.concatenate([tensors[name].numpy().ravel() for name in seen.masks])
             for tensors in (seen.old_masks, seen.masks, seen.old_weights)
@@ -155,14 +157,16 @@ def test_the_record_holds_the_dynamics(tmp_path):
     methods = "[methods.dpf]\n[methods.dense]\n[methods.random]"
     records = tmp_path / "records"
     dpf, dense, random = train(write_suite(tmp_path, methods), records)
-    assert [update.step for update in dpf.mask_updates] == [0, 16, 32]
+    assert [update.step for update in dpf.mask_updates] == [0, 16, 32, 44]
     # The ramp ends at step 33 of 44: 0.1 + 0.9 / 33^3 of 50,200 weights are 5,021.
-    assert dpf.mask_updates[-1].density == float(f"{5021 / 50_200:.6g}")
+    assert dpf.mask_updates[-2].density == float(f"{5021 / 50_200:.6g}")
+    # The last ranking is that of the finished network.
+    assert dpf.mask_updates[-1].density == 0.1
     assert len(dpf.last_changes) == 50
     # All but those that were never pruned have changed, most of them at step 33.
     assert 0.9 * 50_200 <= sum(dpf.last_changes) < 50_200
     parts = {part for part, count in enumerate(dpf.last_changes) if count}
-    assert parts <= {0, 16 * 50 // 44, 32 * 50 // 44}
+    assert parts == {16 * 50 // 44, 32 * 50 // 44, 49}
     for still in (dense, random):
         assert (still.mask_updates, still.last_changes) == ((), ())
     kept = {record.label: record for record in Store(records, "tiny").records()}
@@ -180,7 +184,8 @@ def test_a_resumed_run_has_the_same_dynamics(cut, tmp_path):
     resumed = tiny_trainer(method, model="conv", density=0.3)
     checkpoint.read(resumed, tmp_path / "cut", "0123456789ab")
     train_to_end(resumed)
-    assert len(whole.cursor.mask_updates) == 12
+    # Nothing changed after fine-tuning had begun with its own ranking.
+    assert [update.step for update in whole.cursor.mask_updates] == [*range(0, 24, 2), 24]
     assert resumed.cursor.mask_updates == whole.cursor.mask_updates
     assert resumed.cursor.updates == whole.cursor.updates == 12
     for name, change in whole.dynamics.last_change.items():
@@ -191,5 +196,5 @@ def test_a_resumed_run_has_the_same_dynamics(cut, tmp_path):
 
 def test_watching_changes_nothing_but_the_clock(tmp_path):
     record = train_one(write_suite(tmp_path, "[methods.dpf]\nevery = 1"), tmp_path / "records")
-    assert len(record.mask_updates) == 44
+    assert len(record.mask_updates) == 45  # with the last ranking
     assert record.times.eval_seconds > 0

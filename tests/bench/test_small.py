@@ -11,7 +11,7 @@ import torch
 from bench.datasets import DATASETS
 from bench.errors import SuiteError
 from bench.prunable import prunable_names
-from bench.small import GRID, full_width, nearest_width
+from bench.small import GRID, compared, nearest_width
 from methods.allocation import keep_count
 from methods.dense import Dense
 from models import create_model
@@ -27,10 +27,10 @@ def lenet_weights(width):
 
 @functools.cache
 def resnet_weights(width):
-    """Convolutions of a ResNet-20 with shortcuts of kind A, counted by torch."""
+    """Convolutions and classifier of a ResNet-20 with shortcuts of kind A, counted by torch."""
     with torch.device("meta"):
         model = create_model("resnet20", CIFAR.shape, CIFAR.classes, width=width)
-    return sum(model.get_parameter(n).numel() for n in prunable_names(model, Dense(), "dpf"))
+    return sum(model.get_parameter(n).numel() for n in prunable_names(model, Dense(), "all"))
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 0.999])
@@ -57,8 +57,9 @@ def test_no_width_of_a_resnet_comes_nearer(sparsity):
     width = nearest_width("resnet20", CIFAR, (), "dpf", sparsity)
     # Widths beyond these are further away: the count grows with the width.
     near = [round(width + step / GRID, 6) for step in range(-15, 16)]
-    target = keep_count(resnet_weights(1.0), 1 - sparsity)
-    assert resnet_weights(1.0) == 267_696
+    # The classifier's 640 weights stay in the sparse network.
+    target = 640 + keep_count(267_696, 1 - sparsity)
+    assert resnet_weights(1.0) == 267_696 + 640
     assert resnet_weights(near[0]) < target < resnet_weights(near[-1])
     found = abs(resnet_weights(width) - target)
     assert found == min(abs(resnet_weights(w) - target) for w in near)
@@ -70,7 +71,7 @@ def test_the_suites_own_width_is_the_full_one():
     options = (("shortcut", "B"), ("width", 2.0))
     wide = nearest_width("resnet20", CIFAR, options, "dpf", 0.75)
     assert wide == pytest.approx(1.0, abs=0.02)  # half of 2
-    against = full_width("resnet20", CIFAR, options, "dpf", 0.9)
+    against = compared("resnet20", CIFAR, options, 1.0, "dpf", 0.9)
     with torch.device("meta"):
         model = create_model("resnet20", CIFAR.shape, 10, shortcut="B", width=2.0)
     assert against.parameters == sum(p.numel() for p in model.parameters())
@@ -80,8 +81,22 @@ def test_the_suites_own_width_is_the_full_one():
 
 
 def test_counts_at_full_width_by_hand():
-    against = full_width("lenet_300_100", DIGITS, (), "all", 0.9)
+    against = compared("lenet_300_100", DIGITS, (), 0.01, "all", 0.9)
     assert (against.parameters, against.prunable, against.dense_macs) == (50_610, 50_200, 50_200)
+    assert against.kept == 64 * 3 + 3 * 1 + 1 * 10
+    # From 99 % on the preset leaves the first layer out, in both networks.
+    late = compared("lenet_300_100", DIGITS, (), 0.01, "rigl-erk", 0.99)
+    assert (late.prunable, late.kept) == (31_000, 3 * 1 + 1 * 10)
+
+
+def test_layers_that_stay_dense_in_the_sparse_network_count_too():
+    # 95 % of VGG16-D's convolutions leave 735,523 of them and the head's 529,408 weights.
+    width = nearest_width("vgg16_d", CIFAR, (), "dpf", 0.95)
+    with torch.device("meta"):
+        model = create_model("vgg16_d", CIFAR.shape, 10, width=width)
+    weights = sum(p.numel() for p in model.parameters() if p.ndim > 1)
+    target = 529_408 + keep_count(14_710_464, 0.05)
+    assert weights == pytest.approx(target, rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["timm:resnet18", "no_such_model"])

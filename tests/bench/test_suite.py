@@ -622,7 +622,8 @@ def test_the_sparsities_of_a_ticket_are_rounds_of_one_cell(tmp_path):
         # Every digit: a row looks for the round with exactly its count of weights.
         assert dict(cell.spec.options) == {"also": "0.123456789 0.5"}
         # One round to 12.3 %, three to 50 %, five to 80 %, and the dense training.
-        assert cell.multiple == 10
+        rounds = {0.123456789: 1, 0.5: 4, 0.8: 9}[cell.asked]
+        assert cell.multiple == 1 + rounds
 
 
 def test_tickets_that_do_not_pass_every_sparsity_have_a_cell_for_each(tmp_path):
@@ -679,7 +680,10 @@ def test_a_small_dense_row_is_the_dense_network_of_another_width(tmp_path):
     assert 0.1 < option[1] < 0.3
     assert dataclasses.replace(small.spec, model_options=()) == dense.spec
     assert (small.label, small.asked, small.spec.sparsity) == ("small_dense", 0.9, 0.0)
-    assert (small.against, dense.against) == (Against(50_610, 50_200, 50_200), None)
+    (_, width) = option
+    units = round(300 * width), round(100 * width)
+    kept = 64 * units[0] + units[0] * units[1] + 10 * units[1]
+    assert (small.against, dense.against) == (Against(50_610, 50_200, 50_200, kept), None)
     assert (small.steps, small.skipped) == (44, "")
 
 

@@ -57,7 +57,7 @@ def test_a_grid_of_targets_is_one_line_and_a_free_penalty_says_what_it_reached(t
 
 def test_narrower_networks_stand_in_one_line_under_the_model_of_the_suite(tmp_path):
     narrow = [spec("dense", 0.0, model_options=(("width", width),)) for width in (0.5, 0.1)]
-    against = Against(1000, 800, 200_000)
+    against = Against(1000, 800, 200_000, 80)
     cells = [
         cell(of, "small_dense", sparsity=s, against=against)
         for of, s in zip(narrow, (0.5, 0.9), strict=True)

@@ -116,7 +116,7 @@ def test_a_ticket_that_was_not_run_is_missing_in_every_row() -> None:
 
 
 SMALL = spec("dense", 0.0, model_options=(("width", 0.3),))
-AGAINST = Against(PARAMETERS, PRUNABLE, DENSE_MACS)
+AGAINST = Against(PARAMETERS, PRUNABLE, DENSE_MACS, 90)
 
 
 def small_row(**more: object) -> Cell:
