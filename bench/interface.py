@@ -18,14 +18,15 @@ from torch.optim import Optimizer
 
 from bench.errors import SuiteError, UnknownName, UsageError
 from bench.planning import check_plan
+from bench.trial import RUN
 from methods import find_info, get_method, names
-from methods.api import Controls, OptimizerSettings, Phase, Run, Shape, SparsityMethod
+from methods.api import Controls, OptimizerSettings, Phase, Shape, SparsityMethod
 
 HARNESS = ("bench", "models", "reports", "tests")
 """What the module of a method may not import: it would know the harness, or see data."""
 
-RUN = {name for name in vars(Run) if not name.startswith("_")}
-"""What a method may ask of its run."""
+BY_NAME = ("sys.modules", "sys.modules.get", "importlib.import_module", "import_module", "__import__")
+"""Where a source names a module in a string."""
 
 
 def load(name: str) -> type[SparsityMethod]:
@@ -68,12 +69,16 @@ def _imported(file: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
+    folder = str(file.resolve().parent)
+    sys.path.insert(0, folder)  # a file may come with others
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise UsageError(
             f"{file}: cannot be imported, it {in_words(error, str(file.resolve()))}."
         ) from error
+    finally:
+        sys.path.remove(folder)
     return module
 
 
@@ -172,9 +177,13 @@ def structure_faults(
             return
     pruned = set(map(id, weights.values()))
     others = {name: p for name, p in model.named_parameters() if id(p) not in pruned}
-    optimizer: Any = method.optimizer(weights, others, torch.tensor(0.1), settings)
+    lr = torch.tensor(0.1)
+    optimizer: Any = method.optimizer(weights, others, lr, settings)
     if not isinstance(optimizer, Optimizer):
         yield f"optimizer returns {_kind(optimizer)}; allowed: a torch.optim.Optimizer"
+        return
+    if any(group.get("lr") is not lr for group in optimizer.param_groups):
+        yield "optimizer has a learning rate of its own; every group's lr must be the tensor given"
 
 
 def penalty_faults(value: Any) -> Iterator[str]:
@@ -206,7 +215,13 @@ def _knowledge(tree: ast.AST) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             if ast.unparse(node.value) == "run" and node.attr not in RUN:
-                yield node.lineno, f"it uses run.{node.attr}, which methods.api.Run does not have"
+                yield node.lineno, f"it {asks(node.attr)}"
+        elif isinstance(node, ast.Subscript | ast.Call):
+            called = isinstance(node, ast.Call)
+            where, what = (node.func, node.args) if called else (node.value, [node.slice])
+            name = what[0].value if what and isinstance(what[0], ast.Constant) else None
+            if ast.unparse(where) in BY_NAME and str(name).split(".")[0] in HARNESS:
+                yield node.lineno, f"it names {name} in {ast.unparse(where)}"
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names]
             if isinstance(node, ast.ImportFrom):

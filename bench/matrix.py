@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -96,25 +95,18 @@ def tried(method: str, model: str) -> str:
     return ""
 
 
-def table() -> Iterator[str]:
-    """The table's lines, trying every pair; skipped pairs are explained below it."""
-    yield from heading()
-    reasons: dict[str, str] = {}
-    for method in METHODS:
-        cells = []
-        for column, model in MODELS.items():
-            started = time.perf_counter()
-            reason = tried(method, model)
-            seconds = time.perf_counter() - started
-            print(f"{method} {column}: {reason or 'yes'} ({seconds:.1f} s)", file=sys.stderr)
-            mark = reasons.setdefault(reason, f"({len(reasons) + 1})") if reason else "yes"
-            cells.append(mark)
-        yield row(method, cells)
-    count = len(METHODS) * len(MODELS)
-    yield ""
-    yield f"{count} pairs, each trained {STEPS} steps on the CPU and made plain again."
-    for reason, mark in reasons.items():
-        yield f"{mark}: {reason}."
+def line(method: str) -> tuple[str, list[str]]:
+    """A method's line of the table, trying it on every network, and the reasons of its gaps."""
+    cells, reasons = [], []
+    for column, model in MODELS.items():
+        started = time.perf_counter()
+        reason = tried(method, model)
+        seconds = time.perf_counter() - started
+        print(f"{method} {column}: {reason or 'yes'} ({seconds:.1f} s)", file=sys.stderr)
+        cells.append("no" if reason else "yes")
+        if reason:
+            reasons.append(gap(method, column, reason))
+    return f"| {stamp(method)} | {' | '.join(cells)} |", reasons
 
 
 def heading() -> list[str]:
@@ -122,19 +114,48 @@ def heading() -> list[str]:
     return [f"| method | {' | '.join(MODELS)} |", f"|:--|{':-:|' * len(MODELS)}"]
 
 
-def row(method: str, cells: list[str]) -> str:
-    """A line of the table; it names the method's version, with which it goes stale."""
-    return f"| `{method}` v{get_method(method).version} | {' | '.join(cells)} |"
+def stamp(method: str) -> str:
+    """A method with the version that the line is true of."""
+    return f"`{method}` v{get_method(method).version}"
+
+
+def gap(method: str, column: str, reason: str) -> str:
+    """Why a method does not run on a network, as it stands below the table."""
+    return f"- `{method}` on {column}: {reason}."
+
+
+def shown() -> list[str]:
+    """The lines of the table as it lies in the README, what stands below it included."""
+    text = README.read_text(encoding="utf-8")
+    return text.partition(BEGIN)[2].partition(END)[0].strip().split("\n")
 
 
 def main() -> None:
-    """Writes the table into the README."""
+    """Tries the methods named on the command line, or all, and writes the table anew."""
     set_up_process(threads=1)
-    lines = "\n".join(table())
+    chosen = sys.argv[1:] or list(METHODS)
+    old = shown()
+    lines, reasons = {}, {}
+    for method in METHODS:
+        if method in chosen:
+            lines[method], reasons[method] = line(method)
+        else:
+            lines[method] = next((x for x in old if x.startswith(f"| `{method}` ")), "")
+            reasons[method] = [x for x in old if x.startswith(f"- `{method}` on ")]
+    count = len(METHODS) * len(MODELS)
+    table = [
+        *heading(),
+        *(text for text in lines.values() if text),
+        "",
+        f"{count} pairs, each trained {STEPS} steps on the CPU and made plain again. Not possible:",
+        "",
+        *(text for texts in reasons.values() for text in texts),
+    ]
     text = README.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    README.write_text(f"{before}{BEGIN}\n\n{lines}\n\n{END}{after}", encoding="utf-8")
+    block = "\n".join(table)
+    README.write_text(f"{before}{BEGIN}\n\n{block}\n\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bench.trainer import Trainer
+from bench.trial import Witness
 from methods.allocation import keep_count
 from methods.api import Phase, Shape
 
@@ -115,10 +118,25 @@ def cuts(plan: Sequence[Phase]) -> list[int]:
 
 
 def few_cuts(plan: Sequence[Phase]) -> list[int]:
-    """One in the middle of each phase where there are many, else `cuts`, without that at 0."""
-    if len(plan) <= 3:
-        return cuts(plan)[1:]
-    return sorted({start + (phase.steps + 1) // 2 for start, phase in _starts(plan)})
+    """The first, two inner and the last step of each phase; of many phases, an inner one of each.
+
+    The distances are such that a counter of a small period is not at 0 at all of them.
+    """
+    if len(plan) > 3:
+        return sorted(
+            {
+                start + min(phase.steps, (phase.steps + 1 + number % 2) // 2)
+                for number, (start, phase) in enumerate(_starts(plan))
+            }
+        )
+    return sorted(
+        {
+            start + step
+            for start, phase in _starts(plan)
+            for step in (1, 2 * phase.steps // 5, 2 * phase.steps // 5 + 3, phase.steps)
+            if 1 <= step <= phase.steps
+        }
+    )
 
 
 def _starts(plan: Sequence[Phase]) -> Iterator[tuple[int, Phase]]:
@@ -192,11 +210,14 @@ def _compute_the_same(model: nn.Module, plain: nn.Module, shape: Shape) -> bool:
     return torch.allclose(first, second, rtol=1e-3, atol=1e-5)
 
 
-def watched(trainer: Trainer, save: Callable[[int], None]) -> dict[str, list[str]]:
+def watched(
+    trainer: Trainer, witness: Witness, save: Callable[[int], None]
+) -> dict[str, list[str]]:
     """Trains to the end, and tells the first fault of each check on the way.
 
     Args:
         trainer: that has not begun.
+        witness: stands over its method.
         save: is called with the number of steps done, from 0 on.
 
     Raises:
@@ -206,7 +227,8 @@ def watched(trainer: Trainer, save: Callable[[int], None]) -> dict[str, list[str
     faults: dict[str, list[str]] = {"same tensors": []}
     if sized:
         faults["masks hold"] = []
-    before = held(trainer)
+    before, groups = held(trainer), param_groups(trainer)
+    witness.attend(trainer)
     save(0)
     for done in trainer.run():
         for slot, values in trainer.state.slots.items():
@@ -222,7 +244,33 @@ def watched(trainer: Trainer, save: Callable[[int], None]) -> dict[str, list[str
         if sized and not faults["masks hold"]:
             faults["masks hold"] += [f"{leak} after step {done}" for leak in leaks(trainer)][:1]
         save(done)
+    witness.leave()
+    if sized and not faults["masks hold"]:
+        faults["masks hold"] += witness.leaks
+    if trainer.method.controls == "density" and not faults["masks hold"]:
+        faults["masks hold"] += [f"no training pass calls the module of {n}" for n in witness.unused]
+    passes = witness.unmetered
+    faults["metered"] = [f"it computes {passes} forward passes that nobody meters"] if passes else []
+    if odd := [n for n, value in param_groups(trainer).items() if not _equal(value, groups.get(n))]:
+        faults["resume"] = [f"{odd[0]} of the optimizer changes: state outside TrainState"]
     return faults
+
+
+def param_groups(trainer: Trainer) -> dict[str, Any]:
+    """What the optimizer's groups hold beside parameters and the run's learning rate: copies."""
+    lr = trainer.state.lr
+    return {
+        f"param_groups[{index}][{key!r}]": list(map(id, value)) if key == "params" else
+        "lr" if value is lr else copy.deepcopy(value)
+        for index, group in enumerate(trainer.state.optimizer.param_groups)
+        for key, value in group.items()
+    }
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return _same(one, other)
+    return type(one) is type(other) and bool(one == other)
 
 
 def leaks(trainer: Trainer) -> Iterator[str]:
@@ -254,10 +302,10 @@ def finished(trainer: Trainer, fresh: nn.Module) -> dict[str, list[str]]:
         if ended.end.keys() != fresh.state_dict().keys():
             name = trainer.plan[ended.index].name
             faults["plain network"].append(f"the measured phase {name!r} ends with another one")
-    promised = trainer.method.final_density(trainer.density)
     filters = trainer.method.controls == "filters"
-    if filters:
-        promised = trainer.density
+    promised = trainer.density  # where the cell sets it, the method has no say
+    if trainer.method.controls not in SIZED:
+        promised = trainer.method.final_density(None)
     if promised is None or faults["plain network"]:
         return faults
     kept, left, total = 0, 0, 0

@@ -1,15 +1,17 @@
-"""Tiny real cells on which methods are tried: three networks, synthetic images, fresh trainers."""
+"""Tiny real cells on which methods are tried, and a witness of what their hooks do there."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bench import datasets
 from bench.data import Data, to_device
@@ -18,9 +20,18 @@ from bench.recipes import Recipe
 from bench.seeds import derive
 from bench.trainer import Trainer
 from methods.allocation import keep_count
-from methods.api import Budget, Source, SparsityMethod
+from methods.api import Budget, Run, Source, SparsityMethod
 from methods.masking import topk_mask
 from models import create_model
+
+RUN = {name for name in vars(Run) if not name.startswith("_")}
+"""What a method may ask of its run."""
+
+HOOKS = ("start_phase", "update", "finish", "open_probability")
+"""Of a method, between steps."""
+
+HOT_HOOKS = ("penalty", "edit_gradients", "project")
+"""Of a method, in every step."""
 
 SGD = Recipe(
     title="momentum, weight decay, crops, flips; 448 images make 14 steps an epoch",
@@ -191,3 +202,179 @@ def without_test(data: Data, on_touch: Callable[[], None]) -> Data:
 
     watched: Any = Watched()
     return dataclasses.replace(data, test=watched)
+
+
+class Witness:
+    """Sees what a method asks of its run, and the forward passes in its hooks and in the steps.
+
+    It stays outside: what a run computes is the same, bit for bit.
+
+    Attributes:
+        leaks: what a training pass computed with, where that was not the weight inside its mask.
+    """
+
+    def __init__(self, on_ask: Callable[[str], None]) -> None:
+        """Notes by `on_ask` each name asked for that `methods.api.Run` does not have."""
+        self._on_ask = on_ask
+        self._depth = 0  # of hooks that are running
+        self._data_free = False
+        self._handed: list[Tensor] = []
+        self._handles: list[Any] = []
+        self._trainer: Trainer | None = None
+        self._passes = 0  # of the whole network, in steps
+        self._in_hooks: Counter[str] = Counter()  # calls of a weight's module
+        self._in_steps: Counter[str] = Counter()
+        self.leaks: list[str] = []
+
+    def over(self, method: SparsityMethod) -> SparsityMethod:
+        """The same instance, each hook of which is seen and is given a `methods.api.Run` only."""
+        kind: Any = type(method)
+        hooks = {name: self._hook(getattr(kind, name)) for name in (*HOOKS, *HOT_HOOKS)}
+        names = {"__slots__": (), "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        object.__setattr__(method, "__class__", type(kind.__name__, (kind,), names | hooks))
+        return method
+
+    def attend(self, trainer: Trainer) -> None:
+        """Follows the forward passes of a run, from here on."""
+        self._trainer = trainer
+        self._listen()
+
+    def leave(self) -> None:
+        """Takes its hooks from the network."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @property
+    def unmetered(self) -> int:
+        """Forward passes that are neither a step's nor counted in `scored`.
+
+        What hooks compute on a batch of one image that holds no training data is left out: the
+        meter counts batches of data.
+        """
+        assert self._trainer is not None
+        cursor = self._trainer.cursor
+        steps = max(1, cursor.total)
+        # Modules are counted, since `model.forward` and parts of a network pass the whole one by.
+        per_pass = {name: max(1, self._in_steps[name] // steps) for name in self._in_hooks}
+        passes = max((calls // per_pass[n] for n, calls in self._in_hooks.items()), default=0)
+        return max(0, passes - cursor.scored) + max(0, self._passes - cursor.total)
+
+    @property
+    def unused(self) -> list[str]:
+        """Weights whose module no training pass has called."""
+        assert self._trainer is not None
+        return [name for name in self._trainer.state.masks if not self._in_steps[name]]
+
+    def _hook(self, plain: Callable[[SparsityMethod, Any], Any]) -> Callable[..., Any]:
+        def hook(method: SparsityMethod, run: Any) -> Any:
+            self._depth += 1
+            try:
+                return plain(method, self._narrowed(run) if isinstance(run, Trainer) else run)
+            finally:
+                self._depth -= 1
+                if self._handles and isinstance(run, Trainer):
+                    self._listen()  # last again, and on modules that are new
+
+        return hook
+
+    def _narrowed(self, run: Trainer) -> object:
+        """The run with the names of `methods.api.Run`, and nothing else."""
+
+        def batches(count: int, *, augmented: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
+            for images, labels in run.batches(count, augmented=augmented):
+                self._handed.append(images)
+                yield images, labels
+
+        class NarrowRun:
+            __slots__ = ()
+
+            def __getattr__(_, name: str) -> Any:  # noqa: N805  `self` is the witness
+                if name in RUN:
+                    value = batches if name == "batches" else getattr(run, name)
+                    # A bound method would tell whose it is.
+                    return (lambda *a, **k: value(*a, **k)) if callable(value) else value
+                if not name.startswith("__"):
+                    self._on_ask(name)
+                raise NotOfRun(f"asks its run for {name!r}, which methods.api.Run does not have")
+
+        return NarrowRun()
+
+    def _listen(self) -> None:
+        """Hooks on the network and on the module of each weight, behind all others."""
+        assert self._trainer is not None
+        self.leave()
+        model = self._trainer.state.model
+
+        def before(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if self._depth:
+                self._data_free = bool(inputs) and self._is_data_free(inputs[0])
+            elif torch.is_grad_enabled():
+                self._passes += 1
+
+        def after(*_: Any) -> None:
+            self._data_free = False
+
+        self._handles += [model.register_forward_pre_hook(before)]
+        self._handles += [model.register_forward_hook(after, always_call=True)]
+        modules = dict(model.named_modules())
+        for name in self._trainer.state.masks:
+            if module := modules.get(name.rpartition(".")[0]):
+                self._handles += [module.register_forward_hook(self._seen(name))]
+
+    def _is_data_free(self, images: Tensor) -> bool:
+        same = (len(images) == 1 and (b == images).flatten(1).all(1).any() for b in self._handed)
+        return len(images) == 1 and not any(same)
+
+    def _seen(self, name: str) -> Callable[..., None]:
+        def hook(module: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            assert self._trainer is not None
+            if self._depth:
+                self._in_hooks[name] += not self._data_free
+            elif torch.is_grad_enabled():  # what is validated computes without
+                self._in_steps[name] += 1
+                if self._trainer.method.controls == "density" and not self.leaks:
+                    with torch.no_grad(), torch.random.fork_rng([]):
+                        self._compare(name, module, inputs[0], output)
+
+        return hook
+
+    def _compare(self, name: str, module: Any, images: Tensor, output: Tensor) -> None:
+        """Notes where a module's output is not that of its weight inside the mask."""
+        assert self._trainer is not None
+        state, step = self._trainer.state, self._trainer.cursor.total + 1
+        path, _, tensor = name.rpartition(".")
+        weight, mask = getattr(module, tensor), state.masks[name]
+        place = f"in the forward pass of step {step}{self._suspects()}"
+        if count := int(weight[mask == 0].count_nonzero()):
+            self.leaks.append(f"{name} has {count} non-zero weights outside its mask {place}")
+            return
+        if isinstance(module, nn.Linear):
+            expected = functional.linear(images, weight, module.bias)
+        elif isinstance(module, nn.Conv2d):
+            expected = nn.Conv2d._conv_forward(module, images, weight, module.bias)
+        else:
+            return
+        random = not torch.equal(weight, getattr(module, tensor))
+        if not random and not torch.allclose(output, expected, rtol=1e-3, atol=1e-5):
+            self.leaks.append(f"{path} computes with another tensor than {name} {place}")
+
+    def _suspects(self) -> str:
+        """The modules that somebody else has hooks on, or whose `forward` was written over."""
+        assert self._trainer is not None
+        own = {handle.id for handle in self._handles}
+        found = [
+            f"{kind} on {name or 'the network'}"
+            for name, module in self._trainer.state.model.named_modules()
+            for kind, there in (
+                ("a forward hook", module._forward_hooks.keys() - own),
+                ("a forward pre-hook", module._forward_pre_hooks.keys() - own),
+                ("another forward", "forward" in vars(module)),
+            )
+            if there
+        ]
+        return f"; the method has left {found[0]}" if found else ""
+
+
+class NotOfRun(AttributeError):
+    """A method asked its run for something that `methods.api.Run` does not have."""

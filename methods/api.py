@@ -99,12 +99,9 @@ class LearningRate:
     """A schedule of a phase's own: `peak` times the recipe's base rate, then down a cosine to 0."""
 
     peak: float
-    shape: Literal["cosine", "constant"] = "cosine"
 
     def factor(self, fraction: float) -> float:
         """What the recipe's base rate is multiplied by when `fraction` of the phase is done."""
-        if self.shape == "constant":
-            return self.peak
         return self.peak * (1 + math.cos(math.pi * fraction)) / 2
 
 

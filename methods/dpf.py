@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from methods.allocation import Scope
-from methods.api import Budget, Cadence, Phase, Run, Shape, option
+from methods.api import Budget, Cadence, Phase, Run, Shape, TrainState, option
 from methods.finetuning import FINETUNE, FineTuned
 from methods.masking import fill_zeros, magnitudes, write_masks
 from methods.parametrizations import MaskSTE, attach, bake
@@ -33,12 +34,15 @@ class DPF(FineTuned):
         every: steps between rankings (paper: p = 16).
         end: fraction of the budget at which the ramp ends; None: the recipe's second decay, else
             0.75.
+        decay: the recipe's weight decay acts on all the dense weights (paper), or only on those that
+            the masks keep, which AdamW has no way to.
     """
 
     paper: ClassVar[str] = "arXiv:2006.07253"
     scope: Scope = "global"
     every: int = option(16, "[1, inf)")
     end: float | None = option(None, "(0, 1]")
+    decay: Literal["dense", "masked"] = "dense"
 
     def plan(self, budget: Budget, density: float | None) -> tuple[Phase, ...]:
         """One phase, re-ranked to its end, and fine-tuning of the last masks if asked."""
@@ -56,8 +60,14 @@ class DPF(FineTuned):
         write_masks(run.state, magnitudes(run.state), density, self.scope)
 
     def start_phase(self, run: Run) -> None:
-        """Fine-tuning begins with the last masks; what they prune is not looked at again."""
+        """Fine-tuning begins with the last masks; what they prune is not looked at again.
+
+        Raises:
+            ValueError: AdamW's decay is none of the gradient's.
+        """
         super().start_phase(run)
+        if self.decay == "masked" and isinstance(run.state.optimizer, torch.optim.AdamW):
+            raise ValueError("decay = 'masked' is not for AdamW")
         if run.phase.name == FINETUNE:
             assert run.density is not None
             self.rank(run, run.density)
@@ -71,6 +81,14 @@ class DPF(FineTuned):
         assert levels.stop is not None
         level = run.step // levels.every * levels.every
         self.rank(run, cubic_density(level, 0, levels.stop - 1, target))
+
+    def edit_gradients(self, state: TrainState) -> None:
+        """Takes off what the optimizer is about to add for pruned weights, where asked."""
+        if self.decay == "masked":
+            strength = state.optimizer.param_groups[0]["weight_decay"]
+            for name, weight in state.weights.items():
+                assert weight.grad is not None
+                weight.grad.sub_(weight * (1 - state.masks[name]), alpha=strength)
 
     def finish(self, run: Run) -> None:
         """Ranks a last time, at the target, and writes masked weights into the plain network."""

@@ -80,12 +80,15 @@ class DropGrow(MaskedMethod):
     stop: float = option(0.75, "[0, 1]")
     drop_fraction: float = option(0.3, "[0, 1)")
 
-    def plan(self, budget: Budget, density: float | None) -> tuple[Phase, ...]:
-        """One phase that begins with random masks; the first update comes after `every` steps."""
+    def cadence(self, budget: Budget) -> Cadence:
+        """When it rewires; the first update comes after `every` steps."""
         end = round(self.stop * budget.steps)
         every = spaced(self.every, end)
-        updates = Cadence(every, every, end)
-        return (Phase("train", budget.steps, density=density, updates=updates),)
+        return Cadence(every, every, end)
+
+    def plan(self, budget: Budget, density: float | None) -> tuple[Phase, ...]:
+        """One phase that begins with random masks."""
+        return (Phase("train", budget.steps, density=density, updates=self.cadence(budget)),)
 
     def start_phase(self, run: Run) -> None:
         """Draws the masks."""

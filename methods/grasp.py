@@ -47,8 +47,9 @@ class GraSP(PruneAtInit):
     images are not augmented, and normalisation uses the batch's statistics.
 
     Differs from the paper: the images are batches of the recipe's size, as training draws them (its
-    code takes equally many of each class). Scoring and training share their initial weights (its
-    code scores linear layers that are initialised anew).
+    code takes equally many of each class, in two halves: no option here, for a method does not know
+    the classes). Scoring and training share their initial weights (its code scores linear layers
+    that are initialised anew).
 
     Attributes:
         temperature: divisor of the logits (paper: 200).

@@ -71,11 +71,16 @@ class LotteryTicket(ProjectedMethod):
         """The training of the dense network, then one for each round.
 
         Raises:
-            ValueError: `also` is not a list of sparsities below the cell's.
+            ValueError: `also` is not a list of sparsities below the cell's, or the strategy lands on
+                one only; `rewind` leaves no step to train.
         """
         assert density is not None
+        if self.also and not self.lands_on_all:
+            raise ValueError(f"also = {self.also!r}, but {self.strategy!r} lands on one sparsity")
         k = round(self.rewind * budget.steps)
         window, left = (k / budget.steps, 1.0), budget.steps - k
+        if left < 1:
+            raise ValueError(f"rewind = {self.rewind} leaves none of {budget.steps} steps to train")
         look = spaced(LOOK, left)
         start = Phase("start", k, (0.0, window[0]), save_as="start")
         phases = [start, Phase("round-0", left, window, measured=True, validate_every=look)]
@@ -166,16 +171,27 @@ class TicketControl(ProjectedMethod):
             replacement, from those that the ticket keeps of it; `noise` adds Gaussian noise to the
             weights; `shuffle` permutes the mask within each layer.
         draw: which of several draws, from 1 on (paper: 3 for each ticket).
-        sigma: of the noise, in standard deviations of the layer's initial weights (paper: 0.5, 1,
-            2, 3).
-        fresh: `shuffle` draws all parameters anew too.
+        sigma: of `noise` only, in standard deviations of the layer's initial weights (paper: 0.5,
+            1, 2, 3); None: 1.
+        fresh: of `shuffle` only: draws all parameters anew too.
     """
 
     paper: ClassVar[str] = "arXiv:1803.03635"
     control: Literal["reinit", "resample", "noise", "shuffle"] = "reinit"
     draw: int = option(1, "[1, inf)")
-    sigma: float = option(1.0, "(0, inf)")
+    sigma: float | None = option(None, "(0, inf)")
     fresh: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the ranges, and that the control uses the options.
+
+        Raises:
+            ValueError: names the option.
+        """
+        super().__post_init__()
+        for name, unset, control in (("sigma", None, "noise"), ("fresh", False, "shuffle")):
+            if getattr(self, name) != unset and self.control != control:
+                raise ValueError(f"{name} is for control = {control!r}, not {self.control!r}")
 
     @property
     def needs_source(self) -> bool:
@@ -206,7 +222,7 @@ class TicketControl(ProjectedMethod):
                 weight.copy_(kept[drawn.to(kept.device)])
             elif self.control == "noise":
                 noise = torch.randn(weight.shape, generator=generator).to(weight.device)
-                weight.add_(noise, alpha=self.sigma * float(weight.std()))
+                weight.add_(noise, alpha=(self.sigma or 1.0) * float(weight.std()))
 
 
 def _shapes(budget: Budget) -> dict[str, tuple[int, ...]]:

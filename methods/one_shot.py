@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from methods.api import Budget, Phase, option
+import torch
+
+from methods.allocation import keep_count
+from methods.api import Budget, Phase, Run, Scores, option
 from methods.finetuning import FineTuned
-from methods.masking import MaskedMethod
+from methods.masking import MaskedMethod, topk_mask
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,31 @@ class OneShotMagnitude(FineTuned, MaskedMethod):
     et al.; the paper finds a threshold per layer (`scope = "uniform"` prunes each layer alike). The
     optimizer starts anew for fine-tuning, whose learning rate falls along a cosine. Ranking all
     layers together can empty one; the record then names it as dead.
+
+    Attributes:
+        min_keep: so many of each layer's largest weights stay when all layers are ranked together;
+            1 empties none.
     """
 
     paper: ClassVar[str] = "arXiv:1506.02626"
     finetune: float = option(0.2, "[0, 10]")
+    min_keep: int = option(0, "[0, inf)")
 
     def plan(self, budget: Budget, density: float | None) -> tuple[Phase, ...]:
-        """The full dense run, then fine-tuning of what is left."""
+        """The full dense run, then fine-tuning of what is left.
+
+        Raises:
+            ValueError: the layers are to keep more than the density leaves.
+        """
+        sizes = [math.prod(shape) for _, shape in budget.shapes]
+        least = sum(min(self.min_keep, size) for size in sizes)
+        if density and self.scope == "global" and least > (kept := keep_count(sum(sizes), density)):
+            raise ValueError(f"min_keep = {self.min_keep} is {least} weights, but {kept} are left")
         return (Phase("dense", budget.steps), self.finetuning(budget, density))
+
+    def scores(self, run: Run) -> Scores:
+        """Magnitudes; without end where a weight is to stay."""
+        found = super().scores(run)
+        for score in found.values() if self.scope == "global" else ():
+            score[topk_mask(score, min(self.min_keep, score.numel())) != 0] = torch.inf
+        return found

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-from methods.api import Run, Scores, option
+from methods.api import Budget, Cadence, Run, Scores, option
 from methods.drop_grow import DropGrow
 from methods.schedules import cosine_fraction
 
@@ -19,8 +20,8 @@ class RigL(DropGrow):
 
     Differs from the paper: the gradient is that of extra batches, which are counted in
     `Record.extra_batches`; the paper gives up the step in which the masks change. There is no
-    update at step 0. `uniform` gives the first layer the same density as the others, where the
-    paper keeps it dense; here that is a matter of the suite's prunable weights.
+    update at step 0 unless `from_start`. `uniform` gives the first layer the same density as the
+    others, where the paper keeps it dense; here that is a matter of the suite's prunable weights.
 
     Attributes:
         every: steps between mask updates (paper: 100); at most a twentieth of `stop`.
@@ -28,10 +29,17 @@ class RigL(DropGrow):
         drop_fraction: fraction of active weights dropped at first (paper: 0.3).
         scope: spread over the layers (paper: `erk` and `uniform`).
         batches: extra batches that the gradient is averaged over (paper: 1).
+        from_start: the first update comes before step 0 (published code), not after `every` steps.
     """
 
     paper: ClassVar[str] = "arXiv:1911.11134"
     batches: int = option(1, "[1, 1000]")
+    from_start: bool = False
+
+    def cadence(self, budget: Budget) -> Cadence:
+        """Every `every` steps, from step 0 on if asked."""
+        found = super().cadence(budget)
+        return dataclasses.replace(found, start=0) if self.from_start else found
 
     def fraction(self, run: Run) -> float:
         """Cosine annealing."""

@@ -27,13 +27,13 @@ class SFP(SparsityMethod):
     smallest L2 norm; in between all of them train, so a zeroed filter can grow back. The cell's
     sparsity is the fraction of filters, the same in every layer.
 
-    Differs from the paper: counts are rounded so that the total is exact (the published code
-    rounds down in each layer). In the finished network the scale and shift of the BatchNorm behind
-    a pruned filter, and its bias, are zero too; while it trains they stay, for a filter behind a
-    scale of zero gets no gradient to grow back with. (Nor does one behind a shift of zero and a
-    ReLU: what the first prune zeroes there stays so, as in the published code.) The 1x1
-    convolutions of shortcuts are pruned if the suite's preset has them (the paper leaves them out:
-    preset `lth`).
+    Differs from the paper: counts are rounded so that the total is exact (the published code rounds
+    down in each layer, and so misses the cell's sparsity: no option here). In the finished network
+    the scale and shift of the BatchNorm behind a pruned filter, and its bias, are zero too; while
+    it trains they stay, for a filter behind a scale of zero gets no gradient to grow back with.
+    (Nor does one behind a shift of zero and a ReLU: what the first prune zeroes there stays so, as
+    in the published code.) The 1x1 convolutions of shortcuts are pruned if the suite's preset has
+    them (the paper leaves them out: preset `lth`).
 
     Attributes:
         every: epochs between prunes (paper: 1); at most a twentieth of the budget.

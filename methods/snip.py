@@ -17,18 +17,25 @@ class SNIP(PruneAtInit):
     removing them. The images are not augmented, the regulariser does not enter, and normalisation
     uses the batch's statistics.
 
-    Differs from the paper: biases are not pruned, and training goes on from the weights that were
-    scored (the published code draws new ones). The paper's normalisation by the scores' sum does
+    Differs from the paper: biases are not pruned. The paper's normalisation by the scores' sum does
     not change their order and is left out.
 
     Attributes:
         batches: training batches that the gradient is averaged over (paper: 1); they are metered.
+        reinit: training starts from other initial weights than were scored (published code).
     """
 
     paper: ClassVar[str] = "arXiv:1810.02340"
     batches: int = option(1, "[1, 1000]")
+    reinit: bool = False
 
     def scores(self, run: Run) -> Scores:
         """Connection sensitivity."""
         gradients = run.gradients(self.batches, augmented=False)
         return {name: (run.state.weights[name] * g).abs() for name, g in gradients.items()}
+
+    def prune(self, run: Run, density: float) -> None:
+        """Prunes; draws all parameters anew if asked."""
+        super().prune(run, density)
+        if self.reinit:
+            run.state.model.load_state_dict(run.fresh_weights(1))

@@ -41,14 +41,17 @@ class SparseMomentum(MaskedMethod):
     Counts are integers by largest remainder; the published code rounds, and corrects the drift in
     later updates. The rate falls to 0 (published code: 0.005). M is the optimizer's own buffer; a
     recipe without momentum has M = the gradient of one extra batch, which is metered. `none` gives
-    each layer back what it lost (published code: by the layer's size).
+    each layer back what it lost.
 
     Attributes:
         scope: spread of the random masks at the start (paper: `uniform`).
         prune_rate: fraction p of active weights dropped at first (published code: 0.5).
         decay: how p falls to 0 over the run (paper: `cosine` and `linear`).
         growth: where weights grow within a layer; `random` is an ablation.
-        redistribution: how they are shared among layers; `none` is an ablation.
+        redistribution: how they are shared among layers; `none` is an ablation, and `size` what the
+            published code does there: shares proportional to the layers' dense sizes.
+        guard: whose p_l is capped: every layer's (paper), or only that of one below sparsity 0.2
+            with more than an equal share (published code).
     """
 
     paper: ClassVar[str] = "arXiv:1907.04840"
@@ -56,7 +59,8 @@ class SparseMomentum(MaskedMethod):
     prune_rate: float = option(0.5, "[0, 1]")
     decay: Literal["cosine", "linear"] = "cosine"
     growth: Literal["momentum", "random"] = "momentum"
-    redistribution: Literal["momentum", "none"] = "momentum"
+    redistribution: Literal["momentum", "none", "size"] = "momentum"
+    guard: Literal["always", "published"] = "always"
 
     def plan(self, budget: Budget, density: float | None) -> tuple[Phase, ...]:
         """One phase that begins with random masks."""
@@ -77,17 +81,23 @@ class SparseMomentum(MaskedMethod):
     def update(self, run: Run) -> None:
         """Drops in each layer, shares among layers, grows."""
         state, momentum = run.state, momenta(run)
-        removed, room, means = {}, {}, {}
+        actives = {name: int(mask.count_nonzero()) for name, mask in state.masks.items()}
+        removed, room, parts = {}, {}, {}
         for name, mask in state.masks.items():
-            active = int(mask.count_nonzero())
-            rate = min(self.rate(run), 1 - active / mask.numel())
+            mean = float((momentum[name] * mask).sum()) / max(1, actives[name])
+            parts[name] = float(mask.numel()) if self.redistribution == "size" else mean
+        whole = sum(parts.values())
+        for name, active in actives.items():
+            size, rate = state.masks[name].numel(), self.rate(run)
+            important = 5 * (size - active) < size and len(parts) * parts[name] > whole
+            if important or self.guard == "always":
+                rate = min(rate, 1 - active / size)
             removed[name] = math.ceil(rate * active - 1e-9)
-            room[name] = mask.numel() - active + removed[name]
-            means[name] = float((momentum[name] * mask).sum()) / max(1, active)
-        total, whole = sum(removed.values()), sum(means.values())
+            room[name] = size - active + removed[name]
+        total = sum(removed.values())
         shares: dict[str, float] = {**removed}
-        if self.redistribution == "momentum" and whole > 0:
-            shares = {name: total * mean / whole for name, mean in means.items()}
+        if self.redistribution != "none" and whole > 0:
+            shares = {name: total * part / whole for name, part in parts.items()}
         scores = momentum if self.growth == "momentum" else random_scores(run)
         for name, count in apportion(shares, total, room).items():
             dropped = smallest(state.weights[name], state.masks[name], removed[name])

@@ -20,7 +20,8 @@ class SynFlow(PruneAtInit):
     the network with absolute weights on an input of ones, and keeps the highest, down to density
     D^(k / rounds) in round k. No data is used. Every parameter and buffer counts by its absolute
     value, normalisation works as in evaluation, and all is computed in double precision: R
-    multiplies the layers' sizes.
+    multiplies the layers' sizes. The cost is `rounds` passes forward and backward, of one image of
+    ones; they are not metered, for they are no batches.
 
     Differs from the paper: biases are zero while scoring, since the flow is conserved only without
     them; those of the published networks start at zero.

@@ -52,11 +52,13 @@ def is_plain(module: Any) -> bool:
 
 def noisy_forward(module: Any, x: Tensor) -> Tensor:
     """In training, draws the layer's outputs (Eqs. 17 and 18); else drops what noise drowns."""
-    weight = module.weight
+    weight = mean_weight = module.weight
     log_alpha = noise_ratio(weight, module.log_sigma2).clamp(-8, 8)
+    if module.train_clip or not module.training:
+        mean_weight = weight * (log_alpha < module.threshold)
+    mean = layer(module, x, mean_weight, module.bias)
     if not module.training:
-        return layer(module, x, weight * (log_alpha < module.threshold), module.bias)
-    mean = layer(module, x, weight, module.bias)
+        return mean
     variance = layer(module, x.square(), log_alpha.exp() * weight.square(), None)
     return mean + torch.sqrt(variance + EPSILON) * torch.randn_like(mean)
 
@@ -72,10 +74,9 @@ class VariationalDropout(PenaltyMethod):
 
     Differs from the paper: log alpha is clipped to [-8, 8], and 1e-8 stands beside w^2 in the
     logarithm and beside the variance in the square root, as in the published code, where the first
-    is missing in places. Means above the threshold take part in training; for LeNet-300-100 that
-    code leaves them out. The ramp of the divergence scales with the budget. Optimizer, learning
-    rate and initial weights are the recipe's (paper: Adam at 1e-3, for VGG from a trained
-    network); its weight decay stays for parameters without noise (paper: none).
+    is missing in places. The ramp of the divergence scales with the budget. Optimizer, learning
+    rate and initial weights are the recipe's (paper: Adam at 1e-3, for VGG from a trained network);
+    its weight decay stays for parameters without noise (paper: none).
 
     Attributes:
         kl: factor on the divergence (paper: 1).
@@ -83,6 +84,8 @@ class VariationalDropout(PenaltyMethod):
         warmup: fraction of the run over which it then rises (published code: 15 of 200 epochs).
         log_sigma2_init: at first (published code: -10).
         threshold: log alpha at which a weight is dropped (paper: 3).
+        train_clip: means of weights at or above the threshold are left out in training too, but not
+            their noise (published code, for LeNet-300-100).
     """
 
     paper: ClassVar[str] = "arXiv:1701.05369"
@@ -91,6 +94,7 @@ class VariationalDropout(PenaltyMethod):
     warmup: float = option(0.075, "(0, 1]")
     log_sigma2_init: float = option(-10.0, "[-30, 0]")
     threshold: float = option(3.0, "[0, 8]")
+    train_clip: bool = False
 
     def prepare(
         self, model: nn.Module, masks: Mapping[str, Tensor], input_shape: Shape
@@ -106,6 +110,7 @@ class VariationalDropout(PenaltyMethod):
                 raise TypeError(f"{name}: no noise is known for the forward pass of {kind}")
             module.register_parameter("log_sigma2", nn.Parameter(torch.zeros_like(masks[name])))
             changes = {"forward": noisy_forward, "threshold": self.threshold}
+            changes["train_clip"] = self.train_clip
             module.__class__ = type(f"Noisy{kind.__name__}", (kind,), changes)
         return super().prepare(model, masks, input_shape)
 

@@ -115,6 +115,11 @@ class Row:
         return tuple(dict.fromkeys(names))
 
     @property
+    def of_filters(self) -> bool:
+        """Whether the sparsity asked for is that of filters."""
+        return any(r.counts is not None and r.counts.filters for r in self.finished)
+
+    @property
     def train_seconds(self) -> float | None:
         """Seconds of training for one seed."""
         return mean([record.times.train_seconds for record in self.measured])

@@ -56,6 +56,11 @@ def footnotes(results: Results, attempts: Sequence[Record]) -> Iterator[str]:
         yield f"starts from the masks of another row: {'; '.join(sources)}."
     if against := dict.fromkeys(row.label for row in rows if row.smaller):
         yield f"narrower dense networks, their ratios against the full width: {', '.join(against)}."
+    if filters := dict.fromkeys(row.label for row in rows if row.of_filters):
+        yield (
+            f"sparsity asked of filters, not of weights: {', '.join(filters)}; the inputs that a "
+            "removed filter no longer feeds still count."
+        )
     if any(asked_text(row.spec).endswith("top-k") for row in rows):
         yield "`by top-k`: a penalty trains; a last ranking by its own importance lands there."
     if any(asked_text(row.spec) == "penalty" for row in rows):

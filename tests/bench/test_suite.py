@@ -672,6 +672,20 @@ def test_a_control_of_rounds_names_their_one_cell(tmp_path):
     assert [cell.spec.sparsity for cell in cells[2:]] == [0.5, 0.8]
 
 
+def test_sparsities_of_other_prunable_weights_are_other_cells(tmp_path):
+    asked = {
+        "sparsities": "[0.8, 0.9, 0.99]",
+        "prunable": '"rigl-erk"',
+        "budget": "{ steps = 40, max_multiple = 30 }",
+    }
+    low, middle, high = cells_of(tmp_path, "[methods.lottery_ticket]", **asked)
+    # From 99 % on the first layer is dense, and counts no more.
+    assert low.spec == middle.spec
+    assert (low.spec.sparsity, high.spec.sparsity) == (0.9, 0.99)
+    assert (dict(low.spec.options), dict(high.spec.options)) == ({"also": "0.8"}, {})
+    assert low.multiple < middle.multiple < high.multiple
+
+
 def test_a_small_dense_row_is_the_dense_network_of_another_width(tmp_path):
     methods = "[methods.small_dense]\n[methods.dense]"
     small, dense = cells_of(tmp_path, methods)

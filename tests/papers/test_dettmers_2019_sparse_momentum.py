@@ -130,6 +130,36 @@ def test_without_redistribution_each_layer_regrows_what_it_lost():
     assert not torch.equal(two_layers((20, 80, 9.0), (75, 25, 1.0)).masks["a"], state.masks["a"])
 
 
+def test_by_size_what_is_removed_is_shared_by_the_layers_dense_sizes():
+    # 10 of 20 and 5 of 10 go; of 15, 100 : 300 are 3.75 and 11.25, so 4 and 11, whatever M.
+    state = two_layers((20, 80, 9.0), (10, 290, 1.0), redistribution="size")
+    assert nonzero(state.masks) == {"a": 14, "b": 16}
+
+
+@pytest.mark.parametrize(
+    ("guard", "active", "momentum", "left"),
+    [
+        # b: 10 of 20 go, mean 2. a has 100 weights; p = 0.5.
+        # s = 0.1, share 0.75: 9 of 90 go; of 19, 14.25 and 4.75.
+        ("published", 90, 6.0, {"a": 95, "b": 15}),
+        ("always", 90, 6.0, {"a": 95, "b": 15}),
+        # s = 0.1, share 0.25: 45 of 90 go; of 55, 13.75 and 41.25.
+        ("published", 90, 2 / 3, {"a": 59, "b": 51}),
+        # Capped all the same: 9; of 19, 4.75 and 14.25.
+        ("always", 90, 2 / 3, {"a": 86, "b": 24}),
+        # s = 0.2 is not below 0.2, share 0.75: 40 of 80 go; of 50, 37.5 and 12.5.
+        ("published", 80, 6.0, {"a": 78, "b": 22}),
+        # Capped: 16; of 26, 19.5 and 6.5.
+        ("always", 80, 6.0, {"a": 84, "b": 16}),
+    ],
+)
+def test_the_published_guard_caps_a_nearly_dense_layer_only_if_it_grows(
+    guard, active, momentum, left
+):
+    state = two_layers((active, 100 - active, momentum), (20, 80, 2.0), guard=guard)
+    assert nonzero(state.masks) == left
+
+
 def test_without_any_momentum_yet_each_layer_regrows_what_it_lost():
     state = two_layers((20, 80, 0.0), (60, 40, 0.0))
     assert nonzero(state.masks) == {"a": 20, "b": 60}

@@ -238,6 +238,26 @@ def test_there_is_no_update_at_step_zero_nor_from_the_end_on():
     assert [update.step for update in log] == list(range(1, 30))
 
 
+def test_if_asked_the_random_mask_is_rewired_before_step_zero():
+    # 40 steps: updates below 30, every max(1, 30 // 20) = 1; the first drops 0.3 of each layer.
+    trainer = tiny_trainer(RigL(from_start=True), steps=40)
+    log, gradients = watch_updates(trainer), watch_gradients(trainer)
+    train(trainer)
+    assert [update.step for update in log] == list(range(30))
+    assert trainer.cursor.extra_batches == 30
+    for name, mask in log[0].masks.items():
+        old, weight = log[0].old_masks[name] != 0, log[0].old_weights[name].abs()
+        count = int(0.3 * int(old.sum()))
+        kept = old & (weight > weight[old].sort().values[count - 1])
+        assert (mask[kept] == 1).all()
+        gradient, grown = gradients[0][name].abs(), (mask != 0) & ~kept
+        assert int(grown.sum()) == count
+        assert gradient[grown].min() >= gradient[mask == 0].max()
+    # 250 epochs of Evci et al.: the published code's first updates.
+    (phase,) = RigL(from_start=True).plan(Budget(97_656, 390, 50_000), 0.1)
+    assert [step for step in range(250) if phase.updates.due(step)] == [0, 100, 200]
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_with_adam_grown_weights_begin_without_either_moment(optimizer):
     recipe = dataclasses.replace(

@@ -540,3 +540,32 @@ def test_controls_of_another_seed_are_others():
 def test_options_have_ranges(kind, options):
     with pytest.raises(ValueError, match="lies outside"):
         kind(**options)
+
+
+def test_a_rewind_that_leaves_no_step_to_train_is_refused():
+    # round(0.99 * 50) = 50 (49.5 to even), round(0.98 * 50) = 49.
+    budget = dataclasses.replace(LENET, steps=50)
+    with pytest.raises(ValueError, match=r"rewind = 0.99 leaves none of 50 steps to train"):
+        LotteryTicket(rewind=0.99).plan(budget, 0.1)
+    assert LotteryTicket(rewind=0.98).plan(budget, 0.1)[1].steps == 1
+
+
+@pytest.mark.parametrize("strategy", ["continue", "one_shot"])
+def test_sparsities_on_the_way_are_refused_where_the_strategy_lands_on_one(strategy):
+    with pytest.raises(ValueError, match=f"also = '0.5', but '{strategy}' lands on one sparsity"):
+        LotteryTicket(strategy, also="0.5").plan(LENET, 0.1)
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_an_option_that_the_control_does_not_use_is_refused(control):
+    for option, value, user in (("sigma", 1.0, "noise"), ("fresh", True, "shuffle")):
+        if control == user:
+            TicketControl(control, **{option: value})
+        else:
+            with pytest.raises(ValueError, match=f"{option} is for control = '{user}'"):
+                TicketControl(control, **{option: value})
+
+
+def test_noise_without_sigma_is_that_of_one_deviation():
+    (plain, _), (one, _) = begun(TicketControl("noise")), begun(TicketControl("noise", sigma=1.0))
+    assert same(plain, one)

@@ -12,7 +12,7 @@ import torch
 from methods.allocation import keep_count
 from methods.api import Budget
 from methods.one_shot import OneShotMagnitude
-from tests.tiny import TINY_RECIPE, copied, nonzero, tiny_trainer, train
+from tests.tiny import TINY_RECIPE, FakeRun, copied, hand_state, nonzero, tiny_trainer, train
 
 RECIPES = {
     "sgd": TINY_RECIPE,
@@ -94,6 +94,34 @@ def test_the_layer_wise_option_gives_each_layer_the_same_density():
     for name, weight in dense.items():
         expected = top(weight.abs().numpy().reshape(-1), weight.numel() // 4)
         np.testing.assert_array_equal(masks[name].numpy().reshape(-1), expected)
+
+
+@pytest.mark.parametrize(
+    ("min_keep", "scope", "expected"),
+    [
+        # 3 of 10: the largest of all are 9, 8 and 7.
+        (0, "global", [1, 1, 1, 0, 0, 0, 0, 0, 0, 0]),
+        # 9, 3 and 2 stay whatever the rest.
+        (1, "global", [1, 0, 0, 0, 0, 0, 1, 0, 1, 0]),
+        # Counts of 2, 1 and 0 by density are not touched.
+        (1, "uniform", [1, 1, 0, 0, 0, 0, 1, 0, 0, 0]),
+    ],
+)
+def test_the_largest_weights_of_each_layer_stay_if_asked(min_keep, scope, expected):
+    layers = {"a": [9.0, -8, 7, 6, 5, 4], "b": [3.0, 1], "c": [-2.0, 0.5]}
+    state = hand_state({name: [values] for name, values in layers.items()})
+    with torch.no_grad():
+        OneShotMagnitude(min_keep=min_keep, scope=scope).prune(FakeRun(state), 0.3)
+    assert torch.cat([mask.flatten() for mask in state.masks.values()]).tolist() == expected
+
+
+def test_a_minimum_that_the_density_does_not_leave_is_refused():
+    # 7 + 4 + 2 (all that c has) = 13 weights of 1000 + 4 + 2, of which 1 % are 10.06.
+    budget = Budget(10, 5, 320, shapes=(("a", (10, 100)), ("b", (2, 2)), ("c", (2, 1))))
+    with pytest.raises(ValueError, match="min_keep = 7 is 13 weights, but 10 are left"):
+        OneShotMagnitude(min_keep=7).plan(budget, 0.01)
+    OneShotMagnitude(min_keep=4).plan(budget, 0.01)  # 4 + 4 + 2
+    OneShotMagnitude(min_keep=7, scope="uniform").plan(budget, 0.01)
 
 
 def test_the_optimizer_starts_anew_for_finetuning():

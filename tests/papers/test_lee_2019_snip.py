@@ -11,6 +11,7 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional
 
+from bench.trial import network
 from methods.allocation import allocate, keep_count
 from methods.snip import SNIP
 from tests.tiny import (
@@ -183,6 +184,23 @@ def test_training_goes_on_from_the_weights_that_were_scored():
     next(trainer.run())
     for name, weight in trainer.state.weights.items():
         assert torch.equal(weight.detach(), initial[name] * trainer.state.masks[name])
+
+
+def test_if_asked_training_starts_from_other_weights_than_were_scored():
+    recipe = dataclasses.replace(TINY_RECIPE, lr=1e-30)
+    plain, other = (
+        tiny_trainer(SNIP(reinit=reinit), model="conv", recipe=recipe) for reinit in (False, True)
+    )
+    next(plain.run())
+    next(other.run())
+    scored, fresh = tiny_model("conv"), network("conv", 0, 1)
+    for name, mask in other.state.masks.items():
+        assert torch.equal(mask, plain.state.masks[name])
+        weight = other.state.weights[name].detach()
+        assert torch.equal(weight, fresh.get_parameter(name) * mask)
+        assert not torch.equal(weight, scored.get_parameter(name) * mask)
+    for name in ("norm1.weight", "classifier.bias"):
+        assert torch.equal(other.state.model.get_parameter(name), fresh.get_parameter(name))
 
 
 def test_training_sees_the_batches_of_dense_training():

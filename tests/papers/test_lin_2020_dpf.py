@@ -101,11 +101,12 @@ def test_the_forward_pass_ignores_masked_weights_whatever_their_value():
         assert not torch.equal(state.model(images), before)
 
 
-def test_momentum_and_weight_decay_reach_masked_weights():
+@pytest.mark.parametrize("decay", ["dense", "masked"])
+def test_momentum_and_weight_decay_reach_masked_weights(decay):
     # Nesterov 0.9 with decay 0.05 on the dense weight: d = g + 0.05 w, v <- 0.9 v + d,
-    # w <- w - 0.05 (d + 0.9 v).
+    # w <- w - 0.05 (d + 0.9 v). On the masked weight, d = g + 0.05 m w.
     recipe = dataclasses.replace(TINY_RECIPE, weight_decay=0.05)
-    trainer = tiny_trainer("dpf", model="conv", density=0.2, recipe=recipe, steps=64)
+    trainer = tiny_trainer(DPF(decay=decay), model="conv", density=0.2, recipe=recipe, steps=64)
     run = stopped_at(trainer, 20)
     state = trainer.state
     before = copied(state.weights)
@@ -115,11 +116,20 @@ def test_momentum_and_weight_decay_reach_masked_weights():
     gradients = masked_gradients(trainer, before, *trainer.stream.batch(20))
     next(run)
     for name, weight in state.weights.items():
-        step = gradients[name] + 0.05 * before[name]
+        decayed = before[name] * (state.masks[name] if decay == "masked" else 1)
+        step = gradients[name] + 0.05 * decayed
         velocity = 0.9 * memory[name] + step
         expected = before[name] - 0.05 * (step + 0.9 * velocity)
         torch.testing.assert_close(weight.detach(), expected, rtol=1e-5, atol=1e-7)
         assert memory[name][state.masks[name] == 0].any()
+
+
+def test_adamw_does_not_decay_masked_weights_by_the_gradient_and_is_refused():
+    changes = {"optimizer": "adamw", "momentum": 0.0, "nesterov": False}
+    recipe = dataclasses.replace(TINY_RECIPE, **changes)
+    with pytest.raises(ValueError, match="decay = 'masked' is not for AdamW"):
+        train(tiny_trainer(DPF(decay="masked"), recipe=recipe))
+    train(tiny_trainer(DPF(), recipe=recipe, steps=3))
 
 
 @pytest.mark.parametrize("every", [4, 16])

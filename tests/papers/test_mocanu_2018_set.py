@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from methods.allocation import allocate, keep_count
+from methods.api import Budget
 from methods.masking import GROWN
 from methods.sparse_evolution import SET
 from tests.tiny import (
@@ -154,6 +155,37 @@ def test_er_masks_have_epsilon_times_the_sum_of_units():
     trainer = train(tiny_trainer(SET(scope="er"), density=0.05))
     expected = {"fc1.weight": 595, "fc2.weight": 18, "classifier.weight": 9}
     assert nonzero(trainer.state.weights) == expected
+
+
+def test_if_asked_it_rewires_after_each_epoch_however_few_there_are():
+    # 3 epochs of 50 steps; `every` would be 150 // 20 = 7. With stop = 0.75 updates end at 112.
+    for stop, steps in ((1.0, [50, 100]), (0.75, [50, 100]), (0.5, [50])):
+        (phase,) = SET(epochs=True, stop=stop).plan(Budget(150, 50, 3200), 0.1)
+        assert [step for step in range(150) if phase.updates.due(step)] == steps
+    trainer = tiny_trainer(SET(epochs=True), steps=40)  # 16 steps an epoch, until 30
+    log = watch_updates(trainer)
+    train(trainer)
+    assert [update.step for update in log] == [16]
+
+
+def test_if_asked_grown_weights_are_a_tenth_of_a_normal_number():
+    # 300 of 1000 go, and 300 of the 10,300 free grow; about 300 * 300 / 10,300 = 9 of them back.
+    weight = torch.cat([torch.arange(1, 1001.0), torch.zeros(10_000)])
+    old = (weight != 0).float()
+    state = hand_state({"w": weight}, {"w": old}, {"w": torch.ones(11_000)})
+    with torch.no_grad():
+        SET(grown="normal").update(FakeRun(state))
+    mask, values = state.masks["w"], state.weights["w"].detach()
+    new = (mask == 1) & (old == 0)
+    stayed = (mask == 1) & (old == 1)
+    assert int(mask.sum()) == 1000
+    assert 270 < int(new.sum()) < 300
+    assert torch.equal(values[stayed], weight[stayed])
+    assert not values[mask == 0].any()
+    # Mean and deviation of 290 numbers, four of their own deviations wide: 0.1 / sqrt(290) = 0.006.
+    assert abs(float(values[new].mean())) < 0.024
+    assert float(values[new].std()) == pytest.approx(0.1, abs=0.017)
+    assert not momentum_of(state, "w")[new].any()
 
 
 def test_masks_are_fixed_after_stop():

@@ -174,6 +174,27 @@ def test_gradients_of_a_draw_are_those_of_mean_and_deviation():
     assert float(linear.log_sigma2.grad) == pytest.approx(noise / 2, rel=1e-5)
 
 
+def test_if_asked_means_above_the_threshold_are_left_out_and_their_noise_stays():
+    # x = 2; w = (0.5, 3) with log alpha = (0, 4): variance 4 (0.25 + 9 e^4), mean 7, or 1.
+    for clip, mean in ((False, 7.0), (True, 1.0)):
+        linear = nn.Linear(2, 1, bias=False)
+        linear.weight.data.copy_(torch.tensor([[0.5, 3.0]]))
+        started(VariationalDropout(train_clip=clip), linear)
+        set_ratio(linear, torch.tensor([[0.0, 4.0]]))
+        torch.manual_seed(3)
+        output = linear(torch.full((1, 2), 2.0))
+        torch.manual_seed(3)
+        noise = float(torch.randn(1, 1))
+        deviation = math.sqrt(4 * (0.25 + 9 * math.exp(4)))
+        assert float(output.detach()) == pytest.approx(mean + deviation * noise, rel=1e-5)
+        output.backward()
+        # sigma does not change with w, so the mean alone has a gradient: x, or none.
+        expected = torch.tensor([[2.0, 0.0 if clip else 2.0]])
+        torch.testing.assert_close(linear.weight.grad, expected, rtol=0, atol=1e-3)
+        assert (linear.log_sigma2.grad != 0).all()
+        assert float(linear.eval()(torch.full((1, 2), 2.0)).detach()) == pytest.approx(1.0)
+
+
 def test_a_layer_that_does_something_else_with_its_weight_is_refused():
     class Standardised(nn.Linear):
         def forward(self, x):

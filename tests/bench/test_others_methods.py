@@ -1,0 +1,59 @@
+"""A suite may name a method that another package offers."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+import methods
+from bench import launch
+from bench.errors import SuiteError
+from bench.store import Store
+from bench.suite import load
+from tests.bench.cells import plan_of, write_suite
+
+SOURCE = '''
+from dataclasses import dataclass
+from methods.masking import PruneAtInit
+
+@dataclass(frozen=True)
+class Largest(PruneAtInit):
+    """Keeps the largest initial weights."""
+'''
+
+
+@pytest.fixture
+def others(tmp_path, monkeypatch):
+    """A package that offers the method `largest`, and one that cannot be loaded."""
+    info = tmp_path / "site" / "others-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[sparsebench.methods]\nlargest = others_methods:Largest\nbroken = nowhere:Lost\n"
+    )
+    (info.parent / "others_methods.py").write_text(SOURCE)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(info.parent)])
+    methods._entry_points.cache_clear()
+    yield
+    sys.modules.pop("others_methods", None)
+    methods._entry_points.cache_clear()
+
+
+@pytest.mark.usefixtures("others")
+def test_a_suite_trains_a_method_of_another_package_beside_ours_and_as_a_source(tmp_path):
+    text = "[methods.largest]\n[methods.random]\nlayers_of_source = true\nsource = 'largest'"
+    plan = plan_of(write_suite(tmp_path, text, sparsities="[0.5]"))
+    store = Store(tmp_path / "records", "tiny")
+    cells = list(plan.manifest.cells)
+    launch.train(plan, store, cells, launch.Settings("cpu", workers=1))
+    largest, random = (store.get(cell.spec) for cell in cells)
+    assert (largest.spec.method, largest.status) == ("largest", "ok")
+    assert largest.counts.prunable_nonzero == random.counts.prunable_nonzero == 25_100
+    assert random.spec.source == largest.spec.key
+
+
+@pytest.mark.usefixtures("others")
+def test_a_method_that_cannot_be_loaded_is_one_line(tmp_path):
+    with pytest.raises(SuiteError, match=r"methods\.broken: .*nowhere"):
+        load(str(write_suite(tmp_path, "[methods.broken]")))
