@@ -34,8 +34,8 @@ class DPF(FineTuned):
         every: steps between rankings (paper: p = 16).
         end: fraction of the budget at which the ramp ends; None: the recipe's second decay, else
             0.75.
-        decay: the recipe's weight decay acts on all the dense weights (paper), or only on those that
-            the masks keep, which AdamW has no way to.
+        decay: the recipe's weight decay acts on all the dense weights (paper), or only on those
+            that the masks keep, which AdamW has no way to.
     """
 
     paper: ClassVar[str] = "arXiv:2006.07253"

@@ -71,8 +71,8 @@ class LotteryTicket(ProjectedMethod):
         """The training of the dense network, then one for each round.
 
         Raises:
-            ValueError: `also` is not a list of sparsities below the cell's, or the strategy lands on
-                one only; `rewind` leaves no step to train.
+            ValueError: `also` is not a list of sparsities below the cell's, or the strategy lands
+                on one only; `rewind` leaves no step to train.
         """
         assert density is not None
         if self.also and not self.lands_on_all:

@@ -102,13 +102,13 @@ def test_the_layer_wise_option_gives_each_layer_the_same_density():
         # 3 of 10: the largest of all are 9, 8 and 7.
         (0, "global", [1, 1, 1, 0, 0, 0, 0, 0, 0, 0]),
         # 9, 3 and 2 stay whatever the rest.
-        (1, "global", [1, 0, 0, 0, 0, 0, 1, 0, 1, 0]),
-        # Counts of 2, 1 and 0 by density are not touched.
-        (1, "uniform", [1, 1, 0, 0, 0, 0, 1, 0, 0, 0]),
+        (1, "global", [1, 0, 0, 0, 0, 0, 0, 1, 1, 0]),
+        # Counts by density, 2, 1 and 0, stay, and are of the largest.
+        (2, "uniform", [1, 1, 0, 0, 0, 0, 0, 1, 0, 0]),
     ],
 )
 def test_the_largest_weights_of_each_layer_stay_if_asked(min_keep, scope, expected):
-    layers = {"a": [9.0, -8, 7, 6, 5, 4], "b": [3.0, 1], "c": [-2.0, 0.5]}
+    layers = {"a": [9.0, -8, 7, 6, 5, 4], "b": [1.0, 3], "c": [-2.0, 0.5]}
     state = hand_state({name: [values] for name, values in layers.items()})
     with torch.no_grad():
         OneShotMagnitude(min_keep=min_keep, scope=scope).prune(FakeRun(state), 0.3)
