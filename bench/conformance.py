@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,15 @@ CHECKS = {
     "interface": "a frozen dataclass, whose hooks return what they should",
     "runs": "it trains to the end",
     "density exact": "the finished network has as many non-zeros as asked for",
-    "masks hold": "what the masks prune is zero after every step",
+    "masks hold": "what the masks prune is zero after every step and in each training pass",
     "plain network": "it leaves the plain network, finite",
     "same tensors": "no tensor of a run is replaced by another",
     "same twice": "the same cell twice gives the same bits",
     "resume": "a run cut in any phase goes on as if it had not been",
+    "metered": "what it computes on data beside the steps is counted",
     "no test data": "nothing asks for the test images",
     "silent": "nothing is printed",
-    "harness": "its source knows nothing of the harness",
+    "harness": "it knows nothing of the harness",
 }
 """Check -> what is true where it holds."""
 
@@ -158,6 +160,7 @@ class _Examination:
         self.source = interface.source_of(self.kind)
         self.found: dict[str, list[Finding]] = {check: [] for check in CHECKS}
         self.touches: list[str] = []
+        self.asked: dict[str, str] = {}
 
     def report(self) -> Report:
         """Findings in the order of the checks; where one is broken, only that is told."""
@@ -191,23 +194,17 @@ class _Examination:
 
     def look(self, settings: Sequence[Setting]) -> None:
         """Every check."""
+        with _overheard() as said, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if self.tell("interface", list(interface.class_faults(self.kind, self.fresh))):
+                self.marks = marks(self.kind)
+                for setting in settings:
+                    self.setting(setting)
         knowledge = interface.harness_faults(self.kind)
         if knowledge is None:
             self.skip("harness", "its source is not at hand")
-        else:
-            self.tell("harness", knowledge)
-        said = io.StringIO()
-        with (
-            contextlib.redirect_stdout(said),
-            contextlib.redirect_stderr(said),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            if not self.tell("interface", list(interface.class_faults(self.kind, self.fresh))):
-                return
-            self.marks = marks(self.kind)
-            for setting in settings:
-                self.setting(setting)
+        if knowledge is not None or self.asked:
+            self.tell("harness", [*(knowledge or ()), *self.asked.values()])
         lines = said.getvalue().strip().splitlines()
         self.tell("silent", [f"it prints, such as {lines[0]!r}"] if lines else [])
         if self.found["runs"]:
@@ -223,20 +220,34 @@ class _Examination:
             self.skip("runs", f"{error} ({setting.words})")
         except Diverged as error:
             self.tell("runs", [f"it leaves the finite numbers: {error}"], setting)
+        except trial.NotOfRun:
+            self.skip("runs", f"stopped at what it asks of its run ({setting.words})")
         except (Exception, SystemExit) as error:
             self.tell("runs", [f"it {interface.in_words(error, self.source)}"], setting)
 
-    def build(self, setting: Setting, steps: int, **changes: Any) -> Trainer:
+    def build(
+        self, setting: Setting, steps: int, witness: trial.Witness | None = None, **changes: Any
+    ) -> Trainer:
         """The tiny cell anew: new network, new data streams, new state, new instance."""
         data = trial.without_test(trial.images(setting.recipe), self.touched)
+        method = (witness or self.witness()).over(self.fresh())
         model, recipe = setting.model, setting.recipe
-        return trial.make_trainer(self.fresh(), model, recipe, steps=steps, data=data, **changes)
+        return trial.make_trainer(method, model, recipe, steps=steps, data=data, **changes)
+
+    def witness(self) -> trial.Witness:
+        """For one run."""
+        return trial.Witness(
+            lambda name: self.asked.setdefault(name, f"it {trial.asks(name)}{self.place()}")
+        )
 
     def touched(self) -> None:
         """Notes who looks for the test images."""
+        self.touches.append(f"it asks for the test images{self.place()}")
+
+    def place(self) -> str:
+        """The line of the method's source that is running."""
         frames = [frame for frame in traceback.extract_stack() if frame.filename == self.source]
-        place = f" ({Path(self.source).name}:{frames[-1].lineno})" if frames else ""
-        self.touches.append(f"it asks for the test images{place}")
+        return f" ({Path(self.source).name}:{frames[-1].lineno})" if frames else ""
 
     def prepared(self, setting: Setting) -> int | None:
         """Checks the hooks before training; steps of the budget to try, None if there is none."""
@@ -274,7 +285,8 @@ class _Examination:
 
     def trained(self, setting: Setting, steps: int, folder: Path) -> None:
         """Trains to the end, and looks at everything on the way and after."""
-        trainer = self.build(setting, steps)
+        witness = self.witness()
+        trainer = self.build(setting, steps, witness)
         at = few_cuts(trainer.plan) if setting.again else ()
 
         def save(done: int) -> None:
@@ -282,7 +294,7 @@ class _Examination:
                 checkpoint.write(trainer, folder / str(done), KEY)
 
         before = attributes(trainer)
-        faults = watched(trainer, save)
+        faults = watched(trainer, witness, save)
         expected = outcome(trainer)
         self.tell("runs", [], setting)
         faults |= finished(trainer, trial.network(setting.model))
@@ -333,3 +345,17 @@ class _Examination:
                 self.tell("resume", [text], setting)
                 return
         self.tell("resume", [], setting)
+
+
+@contextlib.contextmanager
+def _overheard() -> Iterator[io.StringIO]:
+    """What is printed, also to the streams that the process began with."""
+    said = io.StringIO()
+    kept = {name: getattr(sys, name) for name in ("stdout", "stderr", "__stdout__", "__stderr__")}
+    try:
+        for name in kept:
+            setattr(sys, name, said)
+        yield said
+    finally:
+        for name, stream in kept.items():
+            setattr(sys, name, stream)

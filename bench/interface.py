@@ -18,14 +18,20 @@ from torch.optim import Optimizer
 
 from bench.errors import SuiteError, UnknownName, UsageError
 from bench.planning import check_plan
-from bench.trial import RUN
+from bench.trial import RUN, asks
 from methods import find_info, get_method, names
 from methods.api import Controls, OptimizerSettings, Phase, Shape, SparsityMethod
 
 HARNESS = ("bench", "models", "reports", "tests")
 """What the module of a method may not import: it would know the harness, or see data."""
 
-BY_NAME = ("sys.modules", "sys.modules.get", "importlib.import_module", "import_module", "__import__")
+BY_NAME = (
+    "sys.modules",
+    "sys.modules.get",
+    "importlib.import_module",
+    "import_module",
+    "__import__",
+)
 """Where a source names a module in a string."""
 
 
@@ -217,11 +223,11 @@ def _knowledge(tree: ast.AST) -> Iterator[tuple[int, str]]:
             if ast.unparse(node.value) == "run" and node.attr not in RUN:
                 yield node.lineno, f"it {asks(node.attr)}"
         elif isinstance(node, ast.Subscript | ast.Call):
-            called = isinstance(node, ast.Call)
-            where, what = (node.func, node.args) if called else (node.value, [node.slice])
-            name = what[0].value if what and isinstance(what[0], ast.Constant) else None
-            if ast.unparse(where) in BY_NAME and str(name).split(".")[0] in HARNESS:
-                yield node.lineno, f"it names {name} in {ast.unparse(where)}"
+            where: ast.AST = node.func if isinstance(node, ast.Call) else node.value
+            what = node.args[:1] if isinstance(node, ast.Call) else [node.slice]
+            texts = [repr(part.value) for part in what if isinstance(part, ast.Constant)]
+            if texts and ast.unparse(where) in BY_NAME and texts[0][1:-1].split(".")[0] in HARNESS:
+                yield node.lineno, f"it names {texts[0]} in {ast.unparse(where)}"
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names]
             if isinstance(node, ast.ImportFrom):

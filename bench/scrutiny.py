@@ -248,23 +248,28 @@ def watched(
     if sized and not faults["masks hold"]:
         faults["masks hold"] += witness.leaks
     if trainer.method.controls == "density" and not faults["masks hold"]:
-        faults["masks hold"] += [f"no training pass calls the module of {n}" for n in witness.unused]
-    passes = witness.unmetered
-    faults["metered"] = [f"it computes {passes} forward passes that nobody meters"] if passes else []
-    if odd := [n for n, value in param_groups(trainer).items() if not _equal(value, groups.get(n))]:
+        unused = [f"no training pass calls the module of {name}" for name in witness.unused]
+        faults["masks hold"] += unused[:1]
+    faults["metered"] = []
+    if passes := witness.unmetered:
+        faults["metered"] += [f"it computes {passes} forward passes that nobody meters"]
+    now = param_groups(trainer)
+    if odd := [n for n in {**groups, **now} if not _equal(groups.get(n), now.get(n))]:
         faults["resume"] = [f"{odd[0]} of the optimizer changes: state outside TrainState"]
     return faults
 
 
 def param_groups(trainer: Trainer) -> dict[str, Any]:
     """What the optimizer's groups hold beside parameters and the run's learning rate: copies."""
-    lr = trainer.state.lr
-    return {
-        f"param_groups[{index}][{key!r}]": list(map(id, value)) if key == "params" else
-        "lr" if value is lr else copy.deepcopy(value)
-        for index, group in enumerate(trainer.state.optimizer.param_groups)
-        for key, value in group.items()
-    }
+    found: dict[str, Any] = {}
+    for index, group in enumerate(trainer.state.optimizer.param_groups):
+        for key, value in group.items():
+            name = f"param_groups[{index}][{key!r}]"
+            if key == "params":
+                found[name] = list(map(id, value))
+            else:
+                found[name] = "lr" if value is trainer.state.lr else copy.deepcopy(value)
+    return found
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -341,9 +346,10 @@ def marks(kind: type) -> dict[str, object]:
 
 
 def attributes(trainer: Trainer) -> set[str]:
-    """Attributes of method, parameters and modules; those new since the start may hold state."""
+    """Attributes of all that a method may write on; those new since the start may hold state."""
     options = {field.name for field in dataclasses.fields(trainer.method)}
     found = {f"attribute {name!r} of the method" for name in vars(trainer.method).keys() - options}
+    found |= {f"attribute {name!r} of the optimizer" for name in vars(trainer.state.optimizer)}
     for name, parameter in trainer.state.model.named_parameters():
         found |= {
             f"attribute {attribute!r} of the parameter {name}" for attribute in vars(parameter)

@@ -27,11 +27,9 @@ from models import create_model
 RUN = {name for name in vars(Run) if not name.startswith("_")}
 """What a method may ask of its run."""
 
-HOOKS = ("start_phase", "update", "finish", "open_probability")
-"""Of a method, between steps."""
-
-HOT_HOOKS = ("penalty", "edit_gradients", "project")
-"""Of a method, in every step."""
+BETWEEN = ("start_phase", "update", "finish", "open_probability")
+IN_STEPS = ("penalty", "edit_gradients", "project")
+"""Hooks of a method, by when they run."""
 
 SGD = Recipe(
     title="momentum, weight decay, crops, flips; 448 images make 14 steps an epoch",
@@ -213,7 +211,7 @@ class Witness:
         leaks: what a training pass computed with, where that was not the weight inside its mask.
     """
 
-    def __init__(self, on_ask: Callable[[str], None]) -> None:
+    def __init__(self, on_ask: Callable[[str], object]) -> None:
         """Notes by `on_ask` each name asked for that `methods.api.Run` does not have."""
         self._on_ask = on_ask
         self._depth = 0  # of hooks that are running
@@ -229,7 +227,7 @@ class Witness:
     def over(self, method: SparsityMethod) -> SparsityMethod:
         """The same instance, each hook of which is seen and is given a `methods.api.Run` only."""
         kind: Any = type(method)
-        hooks = {name: self._hook(getattr(kind, name)) for name in (*HOOKS, *HOT_HOOKS)}
+        hooks = {name: self._hook(getattr(kind, name)) for name in (*BETWEEN, *IN_STEPS)}
         names = {"__slots__": (), "__module__": kind.__module__, "__qualname__": kind.__qualname__}
         object.__setattr__(method, "__class__", type(kind.__name__, (kind,), names | hooks))
         return method
@@ -296,14 +294,13 @@ class Witness:
                     return (lambda *a, **k: value(*a, **k)) if callable(value) else value
                 if not name.startswith("__"):
                     self._on_ask(name)
-                raise NotOfRun(f"asks its run for {name!r}, which methods.api.Run does not have")
+                raise NotOfRun(f"it {asks(name)}")
 
         return NarrowRun()
 
     def _listen(self) -> None:
         """Hooks on the network and on the module of each weight, behind all others."""
         assert self._trainer is not None
-        self.leave()
         model = self._trainer.state.model
 
         def before(_: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -315,16 +312,19 @@ class Witness:
         def after(*_: Any) -> None:
             self._data_free = False
 
-        self._handles += [model.register_forward_pre_hook(before)]
-        self._handles += [model.register_forward_hook(after, always_call=True)]
+        self.leave()
+        self._handles += [
+            model.register_forward_pre_hook(before),
+            model.register_forward_hook(after, always_call=True),
+        ]
         modules = dict(model.named_modules())
         for name in self._trainer.state.masks:
             if module := modules.get(name.rpartition(".")[0]):
                 self._handles += [module.register_forward_hook(self._seen(name))]
 
     def _is_data_free(self, images: Tensor) -> bool:
-        same = (len(images) == 1 and (b == images).flatten(1).all(1).any() for b in self._handed)
-        return len(images) == 1 and not any(same)
+        alike = [batch for batch in self._handed if batch.shape[1:] == images.shape[1:]]
+        return len(images) == 1 and not any((b == images).flatten(1).all(1).any() for b in alike)
 
     def _seen(self, name: str) -> Callable[..., None]:
         def hook(module: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -342,25 +342,24 @@ class Witness:
     def _compare(self, name: str, module: Any, images: Tensor, output: Tensor) -> None:
         """Notes where a module's output is not that of its weight inside the mask."""
         assert self._trainer is not None
-        state, step = self._trainer.state, self._trainer.cursor.total + 1
         path, _, tensor = name.rpartition(".")
-        weight, mask = getattr(module, tensor), state.masks[name]
-        place = f"in the forward pass of step {step}{self._suspects()}"
-        if count := int(weight[mask == 0].count_nonzero()):
-            self.leaks.append(f"{name} has {count} non-zero weights outside its mask {place}")
-            return
+        weight, expected, fault = getattr(module, tensor), output, ""
         if isinstance(module, nn.Linear):
             expected = functional.linear(images, weight, module.bias)
         elif isinstance(module, nn.Conv2d):
             expected = nn.Conv2d._conv_forward(module, images, weight, module.bias)
-        else:
-            return
-        random = not torch.equal(weight, getattr(module, tensor))
-        if not random and not torch.allclose(output, expected, rtol=1e-3, atol=1e-5):
-            self.leaks.append(f"{path} computes with another tensor than {name} {place}")
+        if count := int(weight[self._trainer.state.masks[name] == 0].count_nonzero()):
+            fault = f"{name} has {count} non-zero weights outside its mask"
+        elif not torch.allclose(output, expected, rtol=1e-3, atol=1e-5):
+            if not torch.equal(weight, getattr(module, tensor)):
+                return  # a parametrization draws it: the tensor in use is not to be had
+            fault = f"{path} computes something else than with {name}"
+        if fault:
+            step = self._trainer.cursor.total + 1
+            self.leaks.append(f"{fault} in the forward pass of step {step}{self._suspect()}")
 
-    def _suspects(self) -> str:
-        """The modules that somebody else has hooks on, or whose `forward` was written over."""
+    def _suspect(self) -> str:
+        """The first module that has another's hook, or whose `forward` was written over."""
         assert self._trainer is not None
         own = {handle.id for handle in self._handles}
         found = [
@@ -374,6 +373,11 @@ class Witness:
             if there
         ]
         return f"; the method has left {found[0]}" if found else ""
+
+
+def asks(name: str) -> str:
+    """What is wrong with a name that a method asks for, for people."""
+    return f"asks its run for {name!r}, which methods.api.Run does not have"
 
 
 class NotOfRun(AttributeError):

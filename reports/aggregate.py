@@ -115,6 +115,17 @@ class Row:
         return tuple(dict.fromkeys(names))
 
     @property
+    def idle(self) -> float | None:
+        """Weights that are kept but hold nothing, see `Counts.idle`."""
+        return mean_count(self, lambda counts: counts.idle)
+
+    @property
+    def mostly_idle(self) -> bool:
+        """Whether more than a tenth of what is kept holds nothing."""
+        kept = mean_count(self, lambda counts: counts.prunable_nonzero)
+        return self.idle is not None and kept is not None and self.idle > kept / 10
+
+    @property
     def of_filters(self) -> bool:
         """Whether the sparsity asked for is that of filters."""
         return any(r.counts is not None and r.counts.filters for r in self.finished)

@@ -26,6 +26,7 @@ from bench.conformance import CHECKS, SETTINGS, Setting, check_method
 from bench.errors import UnknownName, UsageError
 from methods import METHODS, get_method
 from methods.api import Budget, Cadence, Phase, SparsityMethod, option
+from methods.drop_grow import DropGrow
 from methods.masking import MaskedMethod, PruneAtInit
 from methods.parametrizations import MaskSTE, attach, bake
 from methods.penalised import PenaltyMethod
@@ -174,6 +175,24 @@ def test_masks_of_other_values():
 
 
 @dataclass(frozen=True)
+class PromisesNothing(PruneAtInit):
+    """Keeps five times the weights, and says that nothing was promised."""
+
+    def final_density(self, density):
+        return None
+
+    def prune(self, run, density):
+        super().prune(run, 5 * density)
+
+
+def test_a_density_that_the_cell_sets_is_not_the_methods_to_withdraw():
+    assert broken(PromisesNothing) == [
+        "density exact: 716 are not zero of 1432 prunable weights, but 143 were asked for "
+        "(density 0.1) (conv net, SGD with momentum and weight decay)"
+    ]
+
+
+@dataclass(frozen=True)
 class FewerFilters(SFP):
     def finish(self, run):
         super().finish(run)
@@ -184,6 +203,224 @@ def test_a_count_of_filters_that_is_off():
     (text,) = broken(FewerFilters)
     assert text.startswith("density exact: ")
     assert "of 24 prunable filters, but 2 were asked for (density 0.1)" in text
+
+
+# What the forward pass of training computes with.
+
+
+def dense_buffers(model):
+    return {name: tensor for name, tensor in model.named_buffers() if name.startswith("dense")}
+
+
+@dataclass(frozen=True)
+class DenseForward(PruneAtInit):
+    """Between steps the masks hold; each forward pass begins by copying dense weights in."""
+
+    def prepare(self, model, masks, input_shape):
+        weights = super().prepare(model, masks, input_shape)
+        for number, weight in enumerate(weights.values()):
+            model.register_buffer(f"dense{number}", weight.detach().clone())
+        self.listen(model, weights)
+        return weights
+
+    def listen(self, model, weights):
+        def fill(network, inputs):
+            if network.training:
+                torch._foreach_copy_(
+                    [weight.data for weight in weights.values()],
+                    list(dense_buffers(network).values()),
+                )
+
+        model.register_forward_pre_hook(fill)
+
+    def project(self, state):
+        for weight, dense in zip(
+            state.weights.values(), dense_buffers(state.model).values(), strict=True
+        ):
+            if weight.count_nonzero() > 0.9 * weight.numel():
+                dense.copy_(weight)
+        super().project(state)
+
+    def finish(self, run):
+        model = run.state.model
+        model._forward_pre_hooks.clear()
+        for name in dense_buffers(model):
+            model._buffers.pop(name)
+        super().finish(run)
+
+
+@dataclass(frozen=True)
+class DenseInside(DenseForward):
+    """The module's own hooks put dense weights in, and take them out behind the pass."""
+
+    def listen(self, model, weights):
+        weight = weights["conv2.weight"]
+        sparse = weight.detach().clone()
+
+        def fill(module, inputs):
+            if model.training:
+                sparse.copy_(weight)
+                weight.data.copy_(model.dense1)
+
+        def clear(module, inputs, output):
+            if model.training:
+                weight.data.copy_(sparse)
+                return output.clone()
+            return None
+
+        model.conv2.register_forward_pre_hook(fill)
+        model.conv2.register_forward_hook(clear)
+
+    def finish(self, run):
+        super().finish(run)
+        run.state.model.conv2._forward_pre_hooks.clear()
+        run.state.model.conv2._forward_hooks.clear()
+
+
+@dataclass(frozen=True)
+class LaterForward(PruneAtInit):
+    """Writes over a module's forward pass while it trains."""
+
+    def start_phase(self, run):
+        super().start_phase(run)
+        conv = run.state.model.conv2
+        dense = torch.randn_like(conv.weight)
+        conv.forward = lambda x: nn.functional.conv2d(x, conv.weight + dense, None, 2, 1)
+
+    def finish(self, run):
+        super().finish(run)
+        del run.state.model.conv2.forward
+
+
+@dataclass(frozen=True)
+class PassesModulesBy(PruneAtInit):
+    """Computes with its own weights, and with no module of the network."""
+
+    def start_phase(self, run):
+        super().start_phase(run)
+        model = run.state.model
+        dense = torch.randn(3 * 16 * 16, 4)
+        model.forward = lambda x: x.flatten(1) @ dense + sum(p.sum() for p in model.parameters())
+
+    def finish(self, run):
+        super().finish(run)
+        del run.state.model.forward
+
+
+@pytest.mark.parametrize(
+    ("cheat", "words"),
+    [
+        (
+            DenseForward,
+            "conv1.weight has 113 non-zero weights outside its mask in the forward pass of step 1; "
+            "the method has left a forward pre-hook on the network",
+        ),
+        (
+            DenseInside,
+            "conv2 computes something else than with conv2.weight in the forward pass of step 1; "
+            "the method has left a forward hook on conv2",
+        ),
+        (
+            LaterForward,
+            "conv2 computes something else than with conv2.weight in the forward pass of step 1; "
+            "the method has left another forward on conv2",
+        ),
+        (PassesModulesBy, "no training pass calls the module of conv1.weight"),
+    ],
+)
+def test_a_forward_pass_of_training_that_is_not_sparse(cheat, words):
+    found = broken(cheat)
+    assert f"masks hold: {words} (conv net, SGD with momentum and weight decay)" in found
+
+
+# What nobody counts.
+
+
+@dataclass(frozen=True)
+class Rewired(DropGrow):
+    """What `unmetered` cheats do in each update, of which a run of 10 steps has 7."""
+
+    every: int = 1
+
+    def update(self, run):
+        images, _ = next(iter(run.batches(1)))
+        for _ in range(5):
+            self.compute(run, images)
+        super().update(run)
+
+    def compute(self, run, images):
+        """Nothing more."""
+
+
+class ByModel:
+    def compute(self, run, images):
+        run.state.model(images)
+
+
+class ByForward:
+    def compute(self, run, images):
+        run.state.model.eval()
+        run.state.model.forward(images)
+        run.state.model.train()
+
+
+class OneByOne:
+    def compute(self, run, images):
+        run.state.model(images[3:4])
+
+
+@pytest.mark.parametrize("how", [ByModel, ByForward, OneByOne])
+def test_forward_passes_on_data_that_are_not_metered(how):
+    cheat = dataclass(frozen=True)(type("Cheat", (how, Rewired), {}))
+    assert broken(cheat) == [
+        "metered: it computes 35 forward passes that nobody meters (conv net, SGD with momentum "
+        "and weight decay)"
+    ]
+
+
+class Metered:
+    def compute(self, run, images):
+        run.logits(images)
+
+
+class WithoutData:
+    def compute(self, run, images):
+        run.state.model.eval()
+        run.state.model(torch.ones(1, *run.input_shape))
+        run.state.model.train()
+
+
+@pytest.mark.parametrize("how", [Metered, WithoutData])
+def test_forward_passes_that_the_meter_has_or_that_see_no_data_are_fine(how):
+    found = check_method(dataclass(frozen=True)(type("Fine", (how, Rewired), {})), QUICK)
+    assert [text for text in found.broken if not text.startswith("harness: ")] == []
+
+
+@dataclass(frozen=True)
+class TwoPasses(PruneAtInit):
+    """A hook on the network computes each step twice."""
+
+    def prepare(self, model, masks, input_shape):
+        inside = []
+
+        def again(network, inputs):
+            if network.training and not inside:
+                inside.append(True)
+                network(*inputs)
+                inside.clear()
+
+        model.register_forward_pre_hook(again)
+        return super().prepare(model, masks, input_shape)
+
+    def finish(self, run):
+        super().finish(run)
+        run.state.model._forward_pre_hooks.clear()
+
+
+def test_a_hook_on_the_network_that_computes_more():
+    assert "metered: it computes 10 forward passes that nobody meters" in " ".join(
+        broken(TwoPasses)
+    )
 
 
 # State that a checkpoint does not have.
@@ -203,7 +440,7 @@ class StateOnMethod(PruneAtInit):
 
 def test_state_on_the_method():
     (text,) = broken(StateOnMethod)
-    assert "resume: cut after step 5 of 10 and resumed, it ends with another model " in text
+    assert "resume: cut after step 7 of 10 and resumed, it ends with another model " in text
     assert "kept outside TrainState: attribute 'scale' of the method" in text
 
 
@@ -225,7 +462,7 @@ class StateInGlobal(PruneAtInit):
 def test_state_in_a_global():
     (text,) = broken(StateInGlobal)
     assert "resumed, it ends with another" in text
-    assert text.startswith("resume: cut after step 5 of 10")
+    assert text.startswith("resume: cut after step 7 of 10")
     assert "kept outside TrainState: global STEPS" in text
 
 
@@ -246,7 +483,7 @@ class ConstantInGlobal(PruneAtInit):
 
 def test_a_constant_in_a_global_is_no_better():
     (text,) = broken(ConstantInGlobal)
-    assert text.startswith("resume: cut after step 5 of 10 and resumed, it ends with another")
+    assert text.startswith("resume: cut after step 7 of 10 and resumed, it ends with another")
     assert "kept outside TrainState: global KEPT" in text
 
 
@@ -280,6 +517,46 @@ def test_a_slot_that_is_no_tensor():
     assert any(
         "slots['number']['of steps'] is a int, and no tensor" in t for t in broken(NumberInSlot)
     )
+
+
+@pytest.mark.parametrize("period", [2, 3, 4, 5])
+def test_state_in_the_groups_of_the_optimizer(period):
+    @dataclass(frozen=True)
+    class CountsInGroup(DropGrow):
+        every: int = 1
+
+        def update(self, run):
+            group = run.state.optimizer.param_groups[0]
+            group["count"] = group.get("count", 0) + 1
+            if group["count"] % period == 0:
+                super().update(run)
+
+    named, cut = broken(CountsInGroup, (CONV,))
+    assert named.startswith(
+        "resume: param_groups[0]['count'] of the optimizer changes: state outside TrainState"
+    )
+    assert cut.startswith("resume: cut after step ")
+
+
+@dataclass(frozen=True)
+class OwnRate(PruneAtInit):
+    def optimizer(self, weights, others, lr, settings):
+        return super().optimizer(weights, others, lr.clone(), settings)
+
+
+@dataclass(frozen=True)
+class OwnRateLater(PruneAtInit):
+    def start_phase(self, run):
+        super().start_phase(run)
+        run.state.optimizer.param_groups[0]["lr"] = torch.tensor(0.003)
+
+
+def test_a_learning_rate_that_is_not_the_recipes():
+    (text,) = broken(OwnRate)
+    assert text.startswith(
+        "interface: optimizer has a learning rate of its own; every group's lr must be the tensor"
+    )
+    assert any("param_groups[0]['lr'] of the optimizer changes" in t for t in broken(OwnRateLater))
 
 
 # Structure and tensors.
@@ -332,7 +609,7 @@ class LeftForward(PruneAtInit):
     ],
 )
 def test_structure_that_is_left_changed(cheat, words):
-    found = broken(cheat)
+    found = [text for text in broken(cheat) if not text.startswith("masks hold: classifier ")]
     assert {text.partition(":")[0] for text in found} == {"plain network"}
     assert f"plain network: {words} (conv net, SGD with momentum and weight decay)" in found
 
@@ -462,10 +739,57 @@ def test_a_method_that_prints(capsys):
 
 
 @dataclass(frozen=True)
+class PrintsBehind(PruneAtInit):
+    def start_phase(self, run):
+        super().start_phase(run)
+        print("density", run.density, file=sys.__stdout__)
+
+
+def test_a_method_that_prints_to_the_stream_of_the_process(capfd):
+    before = sys.__stdout__
+    assert broken(PrintsBehind) == ["silent: it prints, such as 'density 0.1'"]
+    assert capfd.readouterr().out == ""
+    assert sys.__stdout__ is before
+
+
+class Resets:
+    def scores(self, harness):
+        harness.cursor.train_seconds = 0.0
+        return super().scores(harness)
+
+
+class Asks:
+    def scores(self, harness):
+        getattr(harness, "cur" + "sor", None)
+        return super().scores(harness)
+
+
+class Unwraps:
+    def scores(self, harness):
+        return super().scores(harness.batches.__self__)
+
+
+@pytest.mark.parametrize("how", [Resets, Asks])
+def test_a_method_that_asks_its_run_for_more_by_another_name(how):
+    report = check_method(dataclass(frozen=True)(type("Cheat", (how, PruneAtInit), {})), QUICK)
+    line = how.scores.__code__.co_firstlineno + 1
+    assert (
+        "harness: it asks its run for 'cursor', which methods.api.Run does not have "
+        f"(test_conformance.py:{line})"
+    ) in report.broken
+    assert not report.ok
+
+
+def test_the_trainer_is_not_behind_the_runs_functions():
+    (text,) = broken(dataclass(frozen=True)(type("Cheat", (Unwraps, PruneAtInit), {})))
+    assert "AttributeError: 'function' object has no attribute '__self__'" in text
+
+
+@dataclass(frozen=True)
 class LooksAtTest(PruneAtInit):
     def start_phase(self, run):
         super().start_phase(run)
-        len(run.data.test.labels)
+        len(sys._getframe(1).f_locals["run"].data.test.labels)  # of what calls it
 
 
 def test_a_method_that_looks_at_the_test_images():
@@ -624,8 +948,29 @@ def test_a_file_that_knows_the_harness(tmp_path):
     assert found == (
         "harness: it imports bench (knows.py:1)",
         "harness: it imports models.lenet (knows.py:2)",
-        "harness: it uses run.stream, which methods.api.Run does not have (knows.py:12)",
+        "harness: it asks its run for 'stream', which methods.api.Run does not have (knows.py:12)",
     )
+
+
+def test_a_file_that_names_the_harness_in_a_string(tmp_path):
+    (tmp_path / "names.py").write_text(
+        f"import sys, importlib\n{PLAIN}\n    def finish(self, run):\n"
+        '        sys.modules["bench.datasets"]\n'
+        '        importlib.import_module("bench.data")\n'
+    )
+    assert check_method(interface.load(str(tmp_path / "names.py")), QUICK).broken == (
+        "harness: it names 'bench.datasets' in sys.modules (names.py:11)",
+        "harness: it names 'bench.data' in importlib.import_module (names.py:12)",
+    )
+
+
+def test_a_file_that_comes_with_others(tmp_path):
+    (tmp_path / "helper_of_mine.py").write_text("SHARE = 0.5\n")
+    (tmp_path / "mine.py").write_text(f"from helper_of_mine import SHARE\n{PLAIN}")
+    before = list(sys.path)
+    assert interface.load(str(tmp_path / "mine.py")).__name__ == "Plain"
+    assert sys.path == before
+    del sys.modules["helper_of_mine"]
 
 
 def test_a_file_of_several_methods_is_asked_for_by_class(tmp_path):
@@ -719,7 +1064,7 @@ def test_a_method_of_a_package_is_found_by_its_name(package, call):
     )
     assert methods.find_info("rigl") is METHODS["rigl"]
     rows = json.loads(call("list", "methods", "--json").out)
-    assert rows[-1] == {
+    assert next(row for row in rows if row["name"] == "plain") == {
         "name": "plain",
         "paper": "",
         "controls": "density",

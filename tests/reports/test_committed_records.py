@@ -17,8 +17,7 @@ ROOT = Path(__file__).parent.parent.parent
 RECORDS = ROOT / "reports" / "records"
 MNIST = Store(RECORDS, "mnist-lenet")
 ROWS = {
-    (row.label, row.spec.sparsity): row
-    for row in aggregate(MNIST.manifest(), MNIST.records()).rows
+    (row.label, row.spec.sparsity): row for row in aggregate(MNIST.manifest(), MNIST.records()).rows
 }
 
 
