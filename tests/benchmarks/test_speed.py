@@ -25,10 +25,11 @@ from tests.tiny import tiny_data, tiny_trainer
 Benchmark = Any
 
 
-@pytest.mark.benchmark(group="one training step, small MLP")
+@pytest.mark.benchmark(group="one training step, small MLP; filter methods: small conv net")
 @pytest.mark.parametrize("name", METHODS)
 def test_step(benchmark: Benchmark, name: str) -> None:
-    trainer = tiny_trainer(name, steps=10**6)
+    model = "conv" if METHODS[name].controls == "filters" else "mlp"
+    trainer = tiny_trainer(name, model=model, steps=10**6)
     steps = trainer.run()
     next(steps)
     benchmark(next, steps)
