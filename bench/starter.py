@@ -80,8 +80,8 @@ Add this line to METHODS in methods/__init__.py:
     "$name": MethodInfo("$name:$kind", "", "density", "what it does, in a line"),
 
 Then: sparsebench conform $name
-      python -m tests.contract.test_methods   # the defaults that keys rest on
-      python -m bench.matrix $name            # its line in methods/README.md""")
+      python -m tests.contract.test_methods
+      python -m bench.matrix $name""")
 
 NEXT_ELSEWHERE = Template('''Wrote $file
 Wrote $test

@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -201,7 +201,9 @@ def find_info(name: str) -> MethodInfo | None:
     if name not in _entry_points(tuple(sys.path)):
         return None
     kind = get_method(name)
-    summary = (kind.__doc__ or "").strip().partition("\n")[0]
+    doc = kind.__doc__ or ""
+    # A dataclass without a docstring gets its constructor's signature for one.
+    summary = "" if doc.startswith(f"{kind.__name__}(") else doc.strip().partition("\n")[0]
     return MethodInfo(f"{kind.__module__}:{kind.__name__}", kind.paper, kind.controls, summary)
 
 
@@ -226,10 +228,13 @@ def get_method(name: str) -> type[SparsityMethod]:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{place} cannot be loaded from {first.value} ({reason})") from error
-    from methods.api import SparsityMethod
+    from methods.api import Controls, SparsityMethod
 
     if not (isinstance(loaded, type) and issubclass(loaded, SparsityMethod)):
         raise ValueError(f"{place}: {first.value} is no subclass of methods.api.SparsityMethod")
+    if loaded.controls not in get_args(Controls):
+        allowed = ", ".join(get_args(Controls))
+        raise ValueError(f"{place}: controls = {loaded.controls!r}; allowed: {allowed}")
     return loaded
 
 

@@ -27,13 +27,19 @@ class OneShotMagnitude(FineTuned, MaskedMethod):
     layers together can empty one; the record then names it as dead.
 
     Attributes:
-        min_keep: so many of each layer's largest weights stay when all layers are ranked together;
-            1 empties none.
+        min_keep: so many of each layer's largest weights stay; 1 empties no layer. For the
+            `global` scope: the others give each layer its count.
     """
 
     paper: ClassVar[str] = "arXiv:1506.02626"
     finetune: float = option(0.2, "[0, 10]")
     min_keep: int = option(0, "[0, inf)")
+
+    def __post_init__(self) -> None:
+        """Refuses an option that would do nothing."""
+        super().__post_init__()
+        if self.min_keep and self.scope != "global":
+            raise ValueError(f"min_keep = {self.min_keep} needs scope = 'global'")
 
     def plan(self, budget: Budget, density: float | None) -> tuple[Phase, ...]:
         """The full dense run, then fine-tuning of what is left.
@@ -43,13 +49,13 @@ class OneShotMagnitude(FineTuned, MaskedMethod):
         """
         sizes = [math.prod(shape) for _, shape in budget.shapes]
         least = sum(min(self.min_keep, size) for size in sizes)
-        if density and self.scope == "global" and least > (kept := keep_count(sum(sizes), density)):
+        if density and least > (kept := keep_count(sum(sizes), density)):
             raise ValueError(f"min_keep = {self.min_keep} is {least} weights, but {kept} are left")
         return (Phase("dense", budget.steps), self.finetuning(budget, density))
 
     def scores(self, run: Run) -> Scores:
         """Magnitudes; without end where a weight is to stay."""
         found = super().scores(run)
-        for score in found.values() if self.scope == "global" else ():
+        for score in found.values() if self.min_keep else ():
             score[topk_mask(score, min(self.min_keep, score.numel())) != 0] = torch.inf
         return found

@@ -20,6 +20,10 @@ from methods.masking import PruneAtInit
 @dataclass(frozen=True)
 class Largest(PruneAtInit):
     """Keeps the largest initial weights."""
+
+@dataclass(frozen=True)
+class Wrong(PruneAtInit):
+    controls = "densty"
 '''
 
 
@@ -31,6 +35,7 @@ def others(tmp_path, monkeypatch):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         "[sparsebench.methods]\nlargest = others_methods:Largest\nbroken = nowhere:Lost\n"
+        "wrong = others_methods:Wrong\n"
     )
     (info.parent / "others_methods.py").write_text(SOURCE)
     monkeypatch.setattr(sys, "path", [*sys.path, str(info.parent)])
@@ -57,3 +62,10 @@ def test_a_suite_trains_a_method_of_another_package_beside_ours_and_as_a_source(
 def test_a_method_that_cannot_be_loaded_is_one_line(tmp_path):
     with pytest.raises(SuiteError, match=r"methods\.broken: .*nowhere"):
         load(str(write_suite(tmp_path, "[methods.broken]")))
+
+
+@pytest.mark.usefixtures("others")
+def test_a_method_of_an_unknown_kind_is_refused_before_training(tmp_path):
+    allowed = "allowed: none, density, filters, penalty"
+    with pytest.raises(SuiteError, match=rf"methods\.wrong: .*controls = 'densty'; {allowed}"):
+        load(str(write_suite(tmp_path, "[methods.wrong]")))

@@ -103,8 +103,8 @@ def test_the_layer_wise_option_gives_each_layer_the_same_density():
         (0, "global", [1, 1, 1, 0, 0, 0, 0, 0, 0, 0]),
         # 9, 3 and 2 stay whatever the rest.
         (1, "global", [1, 0, 0, 0, 0, 0, 0, 1, 1, 0]),
-        # Counts by density, 2, 1 and 0, stay, and are of the largest.
-        (2, "uniform", [1, 1, 0, 0, 0, 0, 0, 1, 0, 0]),
+        # Counts by density, 2, 1 and 0, and of the largest.
+        (0, "uniform", [1, 1, 0, 0, 0, 0, 0, 1, 0, 0]),
     ],
 )
 def test_the_largest_weights_of_each_layer_stay_if_asked(min_keep, scope, expected):
@@ -121,7 +121,8 @@ def test_a_minimum_that_the_density_does_not_leave_is_refused():
     with pytest.raises(ValueError, match="min_keep = 7 is 13 weights, but 10 are left"):
         OneShotMagnitude(min_keep=7).plan(budget, 0.01)
     OneShotMagnitude(min_keep=4).plan(budget, 0.01)  # 4 + 4 + 2
-    OneShotMagnitude(min_keep=7, scope="uniform").plan(budget, 0.01)
+    with pytest.raises(ValueError, match="min_keep = 7 needs scope = 'global'"):
+        OneShotMagnitude(min_keep=7, scope="uniform")
 
 
 def test_the_optimizer_starts_anew_for_finetuning():
