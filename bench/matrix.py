@@ -9,17 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from bench.data import Data, to_device
 from bench.datasets import Arrays, DatasetInfo
 from bench.errors import BenchError, SuiteError
 from bench.networks import make_model
-from bench.prunable import prunable_names
 from bench.recipes import Recipe
 from bench.runner import set_up_process
 from bench.scrutiny import finished
-from bench.trainer import Trainer
-from bench.trial import budget_of, random_source
+from bench.trial import train, trainer_of
 from methods import METHODS, get_method
 
 MODELS = {
@@ -62,35 +61,24 @@ def tried(method: str, model: str) -> str:
     Raises:
         BenchError: it ran, but what it left is wrong.
     """
-    made, fresh = (make_model(model, INFO, {}, seed=0) for _ in range(2))
     chosen = get_method(method)()
+
+    def build(draw: int) -> nn.Module:
+        return make_model(model, INFO, {}, seed=draw)
+
     try:
-        names = prunable_names(made, chosen, "all")
+        data = random_data().without_test()
+        trainer = trainer_of(chosen, build, RECIPE, data, density=DENSITY, steps=STEPS)
     except SuiteError:
         return "no filters to prune" if chosen.controls == "filters" else "nothing to prune"
-    density = DENSITY if chosen.controls in ("density", "filters") else None
-    data = random_data()
-    trainer = Trainer(
-        chosen,
-        made,
-        names,
-        data.without_test(),
-        RECIPE,
-        budget_of(STEPS, RECIPE, data, made, names),
-        density,
-        0,
-        source=random_source(made, names, density) if chosen.needs_source else None,
-        fresh=lambda draw: make_model(model, INFO, {}, seed=draw),
-    )
     try:
-        for _ in trainer.run():
-            pass
+        train(trainer)
     except RuntimeError as error:
         missing = re.search(r"derivative for aten::(\w+)_backward is not implemented", str(error))
         if missing is None:
             raise
         return f"needs a second derivative, and torch has none of {missing[1]}"
-    if wrong := [text for texts in finished(trainer, fresh).values() for text in texts]:
+    if wrong := [text for texts in finished(trainer, build(0)).values() for text in texts]:
         raise BenchError(f"{method} on {model}: {'; '.join(wrong)}")
     return ""
 

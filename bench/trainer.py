@@ -32,7 +32,7 @@ from methods.api import (
     SparsityMethod,
     TrainState,
 )
-from methods.masking import GROWN, NoOrderError
+from methods.masking import NoOrderError, fill_zeros
 
 CURVE_POINTS = 200
 """A record keeps at most so many points of the training curve."""
@@ -342,9 +342,8 @@ class Trainer:
         masks = {name: mask.clone() for name, mask in self.state.masks.items()}
         networks = [self._snapshot().model, *([least.model] if least else [])]
         for network in networks:
-            for name, mask in masks.items():
-                if name in network:  # a kept weight that is exactly 0, as `fill_zeros` has it
-                    network[name].masked_fill_((network[name] == 0) & (mask != 0), GROWN)
+            if masks.keys() <= network.keys():  # else the runner says that it is not the plain one
+                fill_zeros(network, masks)
         return Ended(self.cursor.phase, networks[0], networks[1] if least else None, masks)
 
     def _snapshot(self) -> Snapshot:

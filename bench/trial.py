@@ -140,8 +140,45 @@ def make_trainer(
         prunable: preset of `bench.prunable`.
         data: None: all of `images(recipe)`.
     """
-    data = data or images(recipe)
-    made = network(model, seed)
+    return trainer_of(
+        method,
+        functools.partial(network, model, seed),
+        recipe,
+        data or images(recipe),
+        density=density,
+        steps=steps,
+        seed=seed,
+        prunable=prunable,
+    )
+
+
+def trainer_of(
+    method: SparsityMethod,
+    build: Callable[[int], nn.Module],
+    recipe: Recipe,
+    data: Data,
+    *,
+    density: float | None,
+    steps: int,
+    seed: int = 0,
+    prunable: str = "all",
+) -> Trainer:
+    """A real trainer of any network that has not begun; a source, if needed, is made by chance.
+
+    Args:
+        method: an instance.
+        build: makes the network from the number of a draw; draw 0 is trained.
+        recipe: how it is trained.
+        data: what on.
+        density: the target; ignored by methods that take none, such as `dense`.
+        steps: length of the budget.
+        seed: of the data order and the method's choices.
+        prunable: preset of `bench.prunable`.
+
+    Raises:
+        SuiteError: the method finds nothing to prune.
+    """
+    made = build(0)
     names = prunable_names(made, method, prunable)
     density = density if method.controls in ("density", "filters") else None
     return Trainer(
@@ -154,7 +191,7 @@ def make_trainer(
         density,
         seed,
         source=random_source(made, names, density, seed) if method.needs_source else None,
-        fresh=lambda draw: network(model, seed, draw),
+        fresh=build,
     )
 
 

@@ -95,5 +95,5 @@ class DPF(FineTuned):
         assert run.density is not None
         if run.phase.name != FINETUNE:
             self.rank(run, run.density)
-        fill_zeros(run.state)
+        fill_zeros(run.state.weights, run.state.masks)
         bake(run.state.model)

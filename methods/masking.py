@@ -127,14 +127,17 @@ def reset_optimizer(state: TrainState) -> None:
                 value.zero_()
 
 
-def fill_zeros(state: TrainState) -> None:
+def fill_zeros(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
     """Gives weights that are kept, but happen to be exactly 0, the least value that counts.
 
     Some initialisations draw an exact 0 now and then, or start a layer at 0.
+
+    Args:
+        weights: written in place.
+        masks: for each of some weights, 1 where it is kept.
     """
-    for name, mask in state.masks.items():
-        weight = state.weights[name]
-        weight.masked_fill_((weight == 0) & (mask != 0), GROWN)
+    for name, mask in masks.items():
+        weights[name].masked_fill_((weights[name] == 0) & (mask != 0), GROWN)
 
 
 def clear_buffers(state: TrainState, where: Scores) -> None:
@@ -164,7 +167,7 @@ class ProjectedMethod(SparsityMethod):
 
     def finish(self, run: Run) -> None:
         """Leaves as many non-zeros as the masks have ones."""
-        fill_zeros(run.state)
+        fill_zeros(run.state.weights, run.state.masks)
 
     def project(self, state: TrainState) -> None:
         """Holds pruned weights at zero."""

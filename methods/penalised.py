@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from methods.allocation import keep_count
 from methods.api import Controls, OptimizerSettings, Run, Scores, SparsityMethod, option
-from methods.masking import GROWN, topk_mask
+from methods.masking import fill_zeros, magnitudes, write_masks
 from methods.parametrizations import bake
 
 
@@ -57,8 +55,11 @@ class PenaltyMethod(SparsityMethod):
         return None if self.target is None else 1 - self.target
 
     def importance(self, run: Run) -> Scores:
-        """What the last ranking goes by, before the network is made plain: the highest are kept."""
-        raise NotImplementedError
+        """What the last ranking goes by, before the network is made plain: the highest are kept.
+
+        Default: the magnitude of what the optimizer sees.
+        """
+        return magnitudes(run.state)
 
     def make_plain(self, model: nn.Module) -> None:
         """Leaves a plain module with the weights that are tested."""
@@ -67,23 +68,14 @@ class PenaltyMethod(SparsityMethod):
 
     def finish(self, run: Run) -> None:
         """Makes the network plain; keeps exactly the target's weights if there is one."""
-        model, names = run.state.model, list(run.state.masks)
-        scores = self.importance(run) if self.target is not None else {}
-        self.make_plain(model)
-        weights = [model.get_parameter(name).detach() for name in names]
-        masks = run.state.masks
-        if scores:
-            flat = torch.cat([scores[name].reshape(-1) for name in names])
-            density = self.final_density(run.density)
-            assert density is not None
-            kept = topk_mask(flat, keep_count(flat.numel(), density))
-            for name, part in zip(
-                names, torch.split(kept, [w.numel() for w in weights]), strict=True
-            ):
-                masks[name].copy_(part.view(masks[name].shape))
-        for name, weight in zip(names, weights, strict=True):
-            if scores:
-                weight.mul_(masks[name])
-                weight.masked_fill_((weight == 0) & (masks[name] != 0), GROWN)
+        state, density = run.state, self.final_density(run.density)
+        if density is not None:
+            write_masks(state, self.importance(run), density, "global")
+        self.make_plain(state.model)
+        for name, mask in state.masks.items():
+            weight = state.model.get_parameter(name)
+            if density is not None:
+                weight.mul_(mask)
+                fill_zeros({name: weight}, {name: mask})
             else:
-                masks[name].copy_(weight != 0)
+                mask.copy_(weight != 0)

@@ -71,7 +71,7 @@ class SFP(SparsityMethod):
     def finish(self, run: Run) -> None:
         """Zeroes a last time, and silences what stands behind the pruned filters."""
         self.update(run)
-        fill_zeros(run.state)
+        fill_zeros(run.state.weights, run.state.masks)
         if not self.bn_leak:
             found = companions(run.state.model, run.state.masks, run.input_shape)
             zero_companions(run.state, found)

@@ -94,5 +94,5 @@ class TopKAST(SparsityMethod):
 
     def finish(self, run: Run) -> None:
         """Leaves A."""
-        fill_zeros(run.state)
+        fill_zeros(run.state.weights, run.state.masks)
         bake(run.state.model)

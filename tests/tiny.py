@@ -27,7 +27,15 @@ from bench.trainer import Trainer
 from bench.trial import TinyConv, TinyMLP, images, make_trainer, network, random_source
 from bench.trial import train as train
 from methods import get_method
-from methods.api import Budget, Phase, Scores, Source, SparsityMethod, TrainState
+from methods.api import (
+    Budget,
+    OptimizerSettings,
+    Phase,
+    Scores,
+    Source,
+    SparsityMethod,
+    TrainState,
+)
 
 TINY_RECIPE = Recipe(
     title="tiny: 16 steps an epoch, drops at 50 % and 75 %",
@@ -228,3 +236,26 @@ class FakeRun:
     def gradients(self, batches: int = 1, *, augmented: bool = True) -> Scores:
         self.asked.append((batches, augmented))
         return self.dense_gradients
+
+
+def started(
+    method: SparsityMethod,
+    model: nn.Module,
+    *,
+    weight_decay: float = 0.0,
+    examples: int = 512,
+    steps: int = 20,
+) -> TrainState:
+    """The state of a run of a plain network as its only phase begins, under SGD at 0.1."""
+    names = method.prunable(model)
+    masks = {name: torch.ones_like(model.get_parameter(name).detach()) for name in names}
+    weights = method.prepare(model, masks, (1, 28, 28))
+    own = set(map(id, weights.values()))
+    others = {name: p for name, p in model.named_parameters() if id(p) not in own}
+    lr = torch.tensor(0.1)
+    optimizer = method.optimizer(weights, others, lr, OptimizerSettings(weight_decay=weight_decay))
+    state = TrainState(model, weights, masks, optimizer, lr, torch.zeros(()))
+    with torch.no_grad():
+        method.start_phase(FakeRun(state, Budget(steps, 10, examples)))
+        method.project(state)
+    return state

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,15 @@ def toml(methods: str = "[methods.dense]", **fields: str) -> str:
     """Text of a suite; `fields` are TOML values that replace or join the common ones."""
     lines = [f"{name} = {value}" for name, value in (COMMON | fields).items()]
     return "\n".join([*lines, methods, ""])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left."""
+
+    status: int
+    out: str
+    err: str
 
 
 def write_suite(

@@ -15,13 +15,14 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from bench import cli, live
+from bench import live
 from bench.record import Record
 from bench.store import Cell, Store, read
 from methods import METHODS
 from methods.api import Phase, SparsityMethod
 from models import MODELS
 from tests.bench.cells import (
+    Outcome,
     plan_of,
     register,
     sparsebench,
@@ -33,30 +34,6 @@ from tests.bench.cells import (
 from tests.reports.records import record as record_of
 
 METHODS_USED = "[methods.dense]\n[methods.one_shot]\n[methods.rigl]"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command left."""
-
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    """Runs a command line in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def called(*arguments: str | Path) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["sparsebench", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return Outcome(int(ended.value.code or 0), captured.out, captured.err)
-
-    return called
 
 
 def real(*arguments: str | Path, cwd: Path, **environment: str) -> Outcome:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import methods
-from bench import cli, interface
+from bench import interface
 from bench.conformance import CHECKS, SETTINGS, Setting, check_method
 from bench.errors import UnknownName, UsageError
 from methods import METHODS, get_method
@@ -1003,56 +1003,9 @@ def test_files_without_a_method(text, words, tmp_path):
         interface.load(str(tmp_path / "none.py"))
 
 
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """Installs a package that offers methods, by name -> module:Class."""
-
-    def install(name: str = "outside", **offers: str) -> None:
-        folder = tmp_path / "site"
-        (folder / f"{name}-1.0.dist-info").mkdir(parents=True)
-        (folder / f"{name}-1.0.dist-info" / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
-        )
-        lines = "\n".join(f"{offer} = {target}" for offer, target in offers.items())
-        (folder / f"{name}-1.0.dist-info" / "entry_points.txt").write_text(
-            f"[sparsebench.methods]\n{lines}\n"
-        )
-        (folder / "outside_methods.py").write_text(PLAIN)
-        monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
-        methods._entry_points.cache_clear()
-
-    yield install
-    sys.modules.pop("outside_methods", None)
-    methods._entry_points.cache_clear()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command left."""
-
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    """Runs a command line in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def called(*arguments: str | Path) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["sparsebench", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return Outcome(int(ended.value.code or 0), captured.out, captured.err)
-
-    return called
-
-
 def test_a_method_of_a_package_is_found_by_its_name(package, call):
     assert methods.find_info("plain") is None
-    package(plain="outside_methods:Plain")
+    package(PLAIN, plain="outside_methods:Plain")
     assert methods.names() == [*METHODS, "plain"]
     assert "outside_methods" not in sys.modules  # nothing is loaded before it is asked for
     assert get_method("plain").__name__ == "Plain"
@@ -1081,7 +1034,7 @@ def test_a_method_of_a_package_is_found_by_its_name(package, call):
     ],
 )
 def test_a_package_whose_method_cannot_be_used_says_so(target, words, package, call):
-    package(plain=target)
+    package(PLAIN, plain=target)
     with pytest.raises(ValueError, match="method 'plain' of outside") as caught:
         methods.find_info("plain")
     assert words in str(caught.value)
@@ -1092,7 +1045,7 @@ def test_a_package_whose_method_cannot_be_used_says_so(target, words, package, c
 
 
 def test_names_of_ours_win(package, call):
-    package(rigl="outside_methods:Plain")
+    package(PLAIN, rigl="outside_methods:Plain")
     assert methods.names() == list(METHODS)
     assert get_method("rigl").__name__ == "RigL"
     assert call("list", "methods").err == (
@@ -1101,14 +1054,8 @@ def test_names_of_ours_win(package, call):
 
 
 def test_two_packages_with_one_name_are_named(package):
-    package("outside", plain="outside_methods:Plain")
-    folder = sys.path[-1]
-    package_of_others = Path(folder) / "others-1.0.dist-info"
-    package_of_others.mkdir()
-    (package_of_others / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1\n")
-    (package_of_others / "entry_points.txt").write_text(
-        "[sparsebench.methods]\nplain = outside_methods:Plain\n"
-    )
+    package(PLAIN, "outside", plain="outside_methods:Plain")
+    package(PLAIN, "others", plain="outside_methods:Plain")
     with pytest.raises(ValueError, match=r"is offered by o.* too: uninstall one of them"):
         get_method("plain")
 

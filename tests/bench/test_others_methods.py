@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
-import methods
 from bench import launch
 from bench.errors import SuiteError
 from bench.store import Store
@@ -28,21 +25,14 @@ class Wrong(PruneAtInit):
 
 
 @pytest.fixture
-def others(tmp_path, monkeypatch):
-    """A package that offers the method `largest`, and one that cannot be loaded."""
-    info = tmp_path / "site" / "others-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[sparsebench.methods]\nlargest = others_methods:Largest\nbroken = nowhere:Lost\n"
-        "wrong = others_methods:Wrong\n"
+def others(package):
+    """A package that offers two methods of its own, and one that cannot be loaded."""
+    package(
+        SOURCE,
+        largest="outside_methods:Largest",
+        wrong="outside_methods:Wrong",
+        broken="nowhere:Lost",
     )
-    (info.parent / "others_methods.py").write_text(SOURCE)
-    monkeypatch.setattr(sys, "path", [*sys.path, str(info.parent)])
-    methods._entry_points.cache_clear()
-    yield
-    sys.modules.pop("others_methods", None)
-    methods._entry_points.cache_clear()
 
 
 @pytest.mark.usefixtures("others")

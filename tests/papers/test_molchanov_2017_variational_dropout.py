@@ -10,27 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from methods.api import Budget, OptimizerSettings, TrainState
 from methods.variational import VariationalDropout, divergence, noise_ratio
-from tests.tiny import TINY_RECIPE, FakeRun, tiny_model, tiny_trainer, train
+from tests.tiny import TINY_RECIPE, started, tiny_model, tiny_trainer, train
 
 ADAM = dataclasses.replace(TINY_RECIPE, optimizer="adam", lr=0.02, momentum=0.0, nesterov=False)
-
-
-def started(method, model, *, weight_decay=0.0, examples=512):
-    """The state of a run as its phase begins."""
-    names = method.prunable(model)
-    masks = {name: torch.ones_like(model.get_parameter(name).detach()) for name in names}
-    weights = method.prepare(model, masks, (1, 28, 28))
-    own = set(map(id, weights.values()))
-    others = {name: p for name, p in model.named_parameters() if id(p) not in own}
-    lr = torch.tensor(0.1)
-    settings = OptimizerSettings(weight_decay=weight_decay)
-    optimizer = method.optimizer(weights, others, lr, settings)
-    state = TrainState(model, weights, masks, optimizer, lr, torch.zeros(()))
-    with torch.no_grad():
-        method.start_phase(FakeRun(state, Budget(20, 10, examples)))
-    return state
 
 
 def set_ratio(module, log_alpha):
