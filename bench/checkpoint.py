@@ -17,7 +17,7 @@ from bench.spec import content_hash
 from bench.store import write_atomically
 from bench.trainer import Cursor, Snapshot, Trainer
 
-FORMAT = "sparsebench-checkpoint-2"
+FORMAT = "sparsebench-checkpoint-3"
 
 
 def write(trainer: Trainer, path: Path, key: str) -> None:
@@ -31,6 +31,7 @@ def write(trainer: Trainer, path: Path, key: str) -> None:
     state = trainer.state
     tensors: dict[str, Tensor] = {
         "losses": trainer.losses,
+        "meter": torch.stack([trainer.meter.total, trainer.meter.rate]),
         "rng/method": trainer.generator.get_state(),
         "rng/cpu": torch.get_rng_state(),
     }
@@ -48,6 +49,7 @@ def write(trainer: Trainer, path: Path, key: str) -> None:
     header = {
         "format": FORMAT,
         "key": key,
+        "counted": str(trainer.meter.counted),
         "cursor": msgspec.json.encode(trainer.cursor).decode(),
         "numbers": json.dumps(trainer.optimizer_numbers()),
         "snapshots": json.dumps({n: [s.position, s.numbers] for n, s in trainer.snapshots.items()}),
@@ -90,6 +92,9 @@ def _restore(trainer: Trainer, header: dict[str, str], tensors: dict[str, Tensor
     for name, change in trainer.dynamics.last_change.items():
         change.copy_(groups["change"][name])
     trainer.losses.copy_(tensors["losses"])
+    trainer.meter.total.copy_(tensors["meter"][0])
+    trainer.meter.rate.copy_(tensors["meter"][1])
+    trainer.meter.counted = int(header["counted"])
     for slot, names in json.loads(header["slots"]).items():
         values = groups.get(f"slot/{slot}", {})
         state.slots[slot] = {n: _like(values[n], state.weights.get(n), device) for n in names}

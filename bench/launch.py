@@ -144,6 +144,7 @@ def _task(
         checkpoint_seconds=settings.checkpoint_seconds,
         deadline=settings.deadline,
         source=source,
+        init=plan.init,
     )
 
 

@@ -13,10 +13,24 @@ from bench.errors import SuiteError, UnknownName
 from bench.seeds import derive
 from bench.spec import Options, Scalar
 from models import create_model, is_known, names_like
+from models.initialise import initialise
 
 
-def make_model(name: str, info: DatasetInfo, options: Mapping[str, Scalar], seed: int) -> nn.Module:
+def make_model(
+    name: str,
+    info: DatasetInfo,
+    options: Mapping[str, Scalar],
+    seed: int,
+    initialisation: str = "model",
+) -> nn.Module:
     """A freshly initialised network; the same for every method with the same seed.
+
+    Args:
+        name: of the model.
+        info: of the data set, which fixes input and classes.
+        options: the model's.
+        seed: of the weights.
+        initialisation: see `models.initialise`.
 
     Raises:
         SuiteError: no such model or option, or the model cannot take the data set's images.
@@ -25,7 +39,9 @@ def make_model(name: str, info: DatasetInfo, options: Mapping[str, Scalar], seed
         raise UnknownName("", "model", name, names_like(name))
     torch.manual_seed(derive(seed, "init"))
     try:
-        return create_model(name, info.shape, info.classes, **options)
+        model = create_model(name, info.shape, info.classes, **options)
+        initialise(model, initialisation)
+        return model
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise SuiteError(f"model {name}: {error}.") from error
 

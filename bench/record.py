@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +22,13 @@ FINAL: tuple[Status, ...] = ("ok", "diverged", "invalid")
 
 @dataclass(frozen=True, slots=True)
 class LayerCount:
-    """One weight of the finished network: its size, non-zeros, and MACs for one image."""
+    """One weight of the finished network: its size, non-zeros, and MACs for one image.
+
+    Attributes:
+        live: non-zeros on a path of non-zeros from the image to an output (`bench.liveness`); None
+            where that was not counted.
+        live_units: outputs (filters) and inputs (channels) of the layer with such a weight.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -30,6 +37,21 @@ class LayerCount:
     dense_macs: int
     macs: int
     prunable: bool
+    live: int | None = None
+    live_units: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Compact:
+    """The network once its dead channels are cut out, as `sparsebench export --compact` does.
+
+    Attributes:
+        parameters: of the smaller network, zeros that stay in it included.
+        dense_macs: multiply-adds for one image with every weight of it, by convention A.
+    """
+
+    parameters: int
+    dense_macs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +72,11 @@ class Counts:
         dead: prunable weights that were emptied.
         filters: (all, asked to remain, remaining) filters of the prunable weights; None but for
             filter methods.
+        elementwise: what convention B adds to either count of MACs: two operations for each output
+            of a normalisation, one for each of a ReLU or its kind.
+        live: remaining prunable weights on a path of non-zeros from the image to an output.
+        live_macs: multiply-adds for one image with a weight, prunable or not, on such a path.
+        compact: the network without its dead channels; None where it cannot be cut.
     """
 
     parameters: int
@@ -62,11 +89,20 @@ class Counts:
     macs: int
     dead: tuple[str, ...] = ()
     filters: tuple[int, int, int] | None = None
+    elementwise: int | None = None
+    live: int | None = None
+    live_macs: int | None = None
+    compact: Compact | None = None
 
     @property
     def reached_sparsity(self) -> float:
         """Fraction of zeros among the prunable weights."""
         return 1 - self.prunable_nonzero / self.prunable
+
+    @property
+    def effective_sparsity(self) -> float | None:
+        """Fraction of the prunable weights that are on no path from the image to an output."""
+        return None if self.live is None else 1 - self.live / self.prunable
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +130,7 @@ class PhaseResult:
         status: of the network at its end, for phases that are a result of their own (the rounds of
             a lottery ticket); None for others. The fields below likewise.
         least: where the validation loss was least; None if no image is held out.
+        train_macs: what the phase cost in theory, see `Record`.
     """
 
     name: str
@@ -107,6 +144,7 @@ class PhaseResult:
     test_loss: float | None = None
     counts: Counts | None = None
     least: Least | None = None
+    train_macs: float | None = None
 
 
 class MaskUpdate(msgspec.Struct, frozen=True, array_like=True):
@@ -196,6 +234,8 @@ class Record:
         steps: optimizer steps over all phases.
         extra_batches: batches that the method computed besides (scores, growth).
         multiple: (steps + extra_batches) / steps of the budget; plus the source's, if it has one.
+        train_macs: multiply-adds of the whole training if every zero were skipped, forward and
+            backward, all images (`bench.meter`); None in records from before it was counted.
         weights_hash: of the finished network's parameters and buffers.
         expected: for methods with random gates.
         mask_updates: up to 200 of them, evenly chosen, and what else changed the masks after the
@@ -220,6 +260,7 @@ class Record:
     steps: int = 0
     extra_batches: int = 0
     multiple: float = 0.0
+    train_macs: float | None = None
     phases: tuple[PhaseResult, ...] = ()
     curve: tuple[CurvePoint, ...] = ()
     weights_hash: str = ""
@@ -250,10 +291,17 @@ def landed(record: Record, sparsity: float) -> Record:
                 test_loss=phase.test_loss,
                 counts=counts,
                 steps=phase.total,
+                train_macs=_sum(phase.train_macs for phase in record.phases[: index + 1]),
                 multiple=record.multiple * phase.total / record.steps,
                 times=times,
             )
     return dataclasses.replace(record, top1=None, top5=None, test_loss=None, counts=None)
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """The sum; None where a value is not known."""
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)
 
 
 def encode(record: Record) -> bytes:

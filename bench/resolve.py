@@ -15,6 +15,7 @@ import msgspec
 from bench import datasets, recipes
 from bench.datasets import Arrays, DatasetInfo
 from bench.errors import BudgetExceeded, DataError, SuiteError, UnknownName, with_choices
+from bench.initial import RANDOM, content, located
 from bench.networks import probe
 from bench.planning import MAX_STEPS, check_plan
 from bench.prunable import PRESETS, prunable_names, shapes
@@ -29,6 +30,12 @@ from methods.api import Budget, Phase, SparsityMethod
 from methods.dense import Dense
 from models import TIMM_PREFIX, model_options
 
+WEIGHT_OPTIONS = {
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"),
+    *("checkpoint_path", "cache_dir"),
+}
+"""Keywords by which timm loads weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -39,12 +46,14 @@ class Plan:
         dataset: name of the data set.
         recipe: how every cell is trained.
         data: folder of the data sets.
+        init: where the first weights come from, see `bench.initial`.
     """
 
     manifest: Manifest
     dataset: str
     recipe: Recipe
     data: Path
+    init: str
 
 
 def resolve(suite: Suite, data: Path) -> Plan:
@@ -58,9 +67,10 @@ def resolve(suite: Suite, data: Path) -> Plan:
     recipe = recipes.load(suite.recipe, f"{suite.where}: recipe", suite.folder)
     arrays = load_arrays(suite.dataset, data)
     _check_crop(recipe, arrays.info, suite)
-    cells = tuple(_Resolver(suite, recipe, arrays).cells())
+    init = located(suite.init, suite.folder, f"{suite.where}: init")
+    cells = tuple(_Resolver(suite, recipe, arrays, init).cells())
     _check_different(cells, suite)
-    return Plan(Manifest(suite.name, suite.title, cells), suite.dataset, recipe, data)
+    return Plan(Manifest(suite.name, suite.title, cells), suite.dataset, recipe, data, init)
 
 
 @functools.lru_cache(maxsize=2)
@@ -130,6 +140,7 @@ class _Resolver:
     suite: Suite
     recipe: Recipe
     arrays: Arrays
+    first_weights: str = RANDOM
 
     def cells(self) -> list[Cell]:
         """One for each question, in their order; those with a source after it was found."""
@@ -222,12 +233,21 @@ class _Resolver:
             options=_differing(method),
             model_options=_differing_model_options(question),
             source=source.spec.key if source else None,
+            init=self.init(question),
         )
         updates = sum(phase.updates.count(phase.steps) for phase in plan if phase.updates)
         paid = source.multiple if source else 0.0
         if method.lands_on_all and row is not None:
             steps = _steps_to(plan, budget, 1 - row)
         return Cell(question.label, spec, steps, steps / budget.steps + paid, updates)
+
+    def init(self, question: Question) -> str:
+        """Content of the first weights."""
+        options = tuple(question.model_options.items())
+        try:
+            return content(self.first_weights, question.model, self.arrays.info, options)
+        except SuiteError as error:
+            raise SuiteError(f"{self.suite.where}: {error}") from error
 
     def budget(self, question: Question) -> Budget:
         """The question's budget in steps."""
@@ -276,6 +296,9 @@ class _Resolver:
         dense = dataclasses.replace(question, method="dense", sparsity=0.0)
         full = self.planned(dense, make_method("dense", {}, where), None)
         options = tuple(question.model_options.items())
+        if self.first_weights != RANDOM:
+            why = "it starts from given weights, and a narrower network has none"
+            return dataclasses.replace(full, sparsity=asked, skipped=why)
         try:
             width = nearest_width(question.model, info, options, self.suite.prunable, asked)
         except SuiteError as error:
@@ -327,7 +350,14 @@ def _source_text(question: Question, needed: bool) -> str:
 
 
 def _check_model_options(question: Question, suite: Suite) -> None:
-    if not question.model.startswith(TIMM_PREFIX):
+    if question.model.startswith(TIMM_PREFIX):
+        if loaded := WEIGHT_OPTIONS & question.model_options.keys():
+            name = ", ".join(sorted(loaded))
+            raise SuiteError(
+                f"{suite.where}: models: {question.model}: {name}: set init = 'pretrained' or a "
+                ".safetensors file in the suite instead, so that the key knows it."
+            )
+    else:
         allowed = model_options(question.model)
         for option in question.model_options:
             if option not in allowed:

@@ -23,6 +23,7 @@ from bench.data import to_device
 from bench.environment import environment
 from bench.errors import CheckpointError, ContractBroken, DataError, Diverged, SourceMissing
 from bench.evaluate import Evaluation, evaluate
+from bench.initial import RANDOM, first_network
 from bench.networks import make_model
 from bench.prunable import promised, prunable_names
 from bench.recipes import Recipe
@@ -52,6 +53,7 @@ class Task:
         checkpoint_seconds: wall-clock between checkpoints.
         deadline: Unix time at which to save and stop; infinity: never.
         source: files of the cell's source, if it names one.
+        init: where the first weights come from, see `bench.initial`.
     """
 
     cell: Cell
@@ -65,6 +67,7 @@ class Task:
     checkpoint_seconds: float
     deadline: float
     source: SourceFiles | None = None
+    init: str = RANDOM
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +165,7 @@ class _Attempt:
             )
         self.method = make_method(spec.method, dict(spec.options), spec.slug)
         self.info = arrays.info
-        model = self.fresh_model()
+        model = self.first_model()
         self.structure = _structure(model)
         self.names = prunable_names(model, self.method, spec.prunable, spec.sparsity)
         self.data = to_device(arrays, task.recipe, self.device)
@@ -183,13 +186,27 @@ class _Attempt:
             spec.seed,
             source=source,
             fresh=self.fresh_model,
+            layers=count_layers(model, self.info.shape),
+        )
+
+    def first_model(self) -> nn.Module:
+        """The network with the cell's first weights, on the device."""
+        spec, task = self.task.cell.spec, self.task
+        options, kind = dict(spec.model_options), task.recipe.initialisation
+        return self.placed(
+            first_network(task.init, spec.init, spec.model, self.info, options, spec.seed, kind)
         )
 
     def fresh_model(self, draw: int = 0) -> nn.Module:
-        """The network as the cell's seed initialises it, on the device; other draws differ."""
-        spec = self.task.cell.spec
+        """A randomly initialised network, on the device; each draw differs."""
+        spec, kind = self.task.cell.spec, self.task.recipe.initialisation
         seed = derive(spec.seed, "draw", draw) if draw else spec.seed
-        model = make_model(spec.model, self.info, dict(spec.model_options), seed)
+        return self.placed(
+            make_model(spec.model, self.info, dict(spec.model_options), seed, kind)
+        )
+
+    def placed(self, model: nn.Module) -> nn.Module:
+        """The network as cells train it."""
         # Convolutions are 1.2 to 1.5 times faster with channels last; other layers do not care.
         return model.to(self.device).to(memory_format=torch.channels_last)
 
@@ -372,12 +389,20 @@ class _Attempt:
                 "extra_batches": cursor.extra_batches,
                 "multiple": (cursor.total + cursor.extra_batches) / self.budget.steps
                 + self.source_multiple,
+                "train_macs": self._train_macs(status),
                 "phases": tuple(cursor.phases),
                 "curve": tuple(cursor.curve),
                 "mask_updates": tuple(cursor.mask_updates),
                 "last_changes": trainer.dynamics.histogram(trainer.total_steps),
             }
         return Record(**(common | measured))
+
+    def _train_macs(self, status: Status) -> float:
+        """Of all phases; the one that was running when the loss diverged too."""
+        cursor = self.trainer.cursor
+        ended = sum(phase.train_macs or 0.0 for phase in cursor.phases)
+        # After an error the device may not answer any more.
+        return ended if status == "failed" else ended + self.trainer.meter.end_phase(cursor.total)
 
     def _counts(self, model: nn.Module, layers: tuple[LayerCount, ...]) -> Counts:
         totals = count_totals(model, layers)

@@ -55,6 +55,7 @@ class CellSpec:
         options: the method's options that differ from its defaults, sorted by name.
         model_options: likewise for the model.
         source: key of the cell whose masks this one starts from.
+        init: `random`, or where the first weights come from with the hash of their content.
         recipe_hash: content of the resolved recipe.
         data_hash: content of the data.
     """
@@ -73,6 +74,7 @@ class CellSpec:
     options: Options = ()
     model_options: Options = ()
     source: str | None = None
+    init: str = "random"
 
     @property
     def key(self) -> str:

@@ -42,6 +42,7 @@ class SuiteFile(msgspec.Struct, forbid_unknown_fields=True):
     sparsities: list[float] = []
     seeds: list[int] = msgspec.field(default_factory=lambda: [0])
     prunable: str = "all"
+    init: str = "random"
 
 
 class MethodTable(msgspec.Struct, forbid_unknown_fields=True):
@@ -83,6 +84,7 @@ class Suite:
     Attributes:
         name: the file's stem; records lie in a folder of that name.
         folder: where the file lies; a recipe given as a path starts there.
+        init: `random`, `pretrained`, or a file of weights.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Suite:
     dataset: str
     recipe: str
     prunable: str
+    init: str
     questions: tuple[Question, ...]
 
 
@@ -138,6 +141,7 @@ def load(name: str) -> Suite:
         dataset=file.dataset,
         recipe=file.recipe,
         prunable=file.prunable,
+        init=file.init,
         questions=tuple(_questions(file, where)),
     )
 

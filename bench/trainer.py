@@ -18,9 +18,10 @@ from bench.data import BatchStream, Data
 from bench.dynamics import Dynamics
 from bench.errors import Diverged
 from bench.evaluate import Evaluation, evaluate
+from bench.meter import Meter
 from bench.prunable import shapes
 from bench.recipes import Recipe
-from bench.record import CurvePoint, Least, MaskUpdate, PhaseResult
+from bench.record import CurvePoint, LayerCount, Least, MaskUpdate, PhaseResult
 from bench.seeds import derive
 from methods.api import (
     Budget,
@@ -113,10 +114,15 @@ class Ended:
 
 
 def forward(
-    model: nn.Module, method: SparsityMethod, state: TrainState, x: Tensor, y: Tensor
+    model: nn.Module,
+    method: SparsityMethod,
+    state: TrainState,
+    x: Tensor,
+    y: Tensor,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """() loss of one batch: the data term and the method's penalty. Compiles as one graph."""
-    loss = functional.cross_entropy(model(x), y)
+    loss = functional.cross_entropy(model(x), y, label_smoothing=smoothing)
     penalty = method.penalty(state)
     return loss if penalty is None else loss + penalty
 
@@ -135,6 +141,7 @@ class Trainer:
         seed: of data order, augmentation, the method's choices and noise.
         source: what the cell's source left, if it names one.
         fresh: makes a plain network from the number of a draw, on the device.
+        layers: of the plain dense network, counted: what the training costs in theory.
 
     Attributes:
         ended: measured phases that nobody has looked at yet.
@@ -154,6 +161,7 @@ class Trainer:
         *,
         source: Source | None = None,
         fresh: Callable[[int], nn.Module] | None = None,
+        layers: Sequence[LayerCount] = (),
     ) -> None:
         self.method, self.data, self.recipe = method, data, recipe
         self.density, self.seed = density, seed
@@ -186,6 +194,7 @@ class Trainer:
         interval = max(1, -(-self.total_steps // CURVE_POINTS))
         self.losses = torch.zeros(interval, device=device)
         self.dynamics = Dynamics(self.plan, self.state)
+        self.meter = Meter(method, self.state, layers, recipe.batch)
         self.ended: list[Ended] = []
         self.open_probability: Scores | None = None
 
@@ -260,13 +269,15 @@ class Trainer:
         with torch.enable_grad(), torch.random.fork_rng(self._rng_devices(images.device)):
             torch.manual_seed(derive(self.seed, "scoring", self.cursor.scored))
             self.cursor.scored += 1
+            self.meter.add_scoring(len(images))
             outputs: Tensor = functional_call(model, copies, (images,))
             return outputs
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Data term, from `logits`."""
         with torch.enable_grad():
-            return functional.cross_entropy(self.logits(images), labels)
+            smoothing = self.recipe.label_smoothing
+            return functional.cross_entropy(self.logits(images), labels, label_smoothing=smoothing)
 
     def gradients(self, batches: int = 1, *, augmented: bool = True) -> Scores:
         """Mean gradient of the data term over extra batches, for every weight, masked or not."""
@@ -288,7 +299,8 @@ class Trainer:
         else:
             self._set_clock()
         images, labels = self.stream.batch(cursor.position)
-        loss = forward(state.model, method, state, images, labels)
+        smoothing = self.recipe.label_smoothing
+        loss = forward(state.model, method, state, images, labels, smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             method.edit_gradients(state)
@@ -332,7 +344,14 @@ class Trainer:
         density = None if self.density is None else kept / total
         if phase.measured:
             self.ended.append(self._ended())
-        result = PhaseResult(phase.name, phase.steps, density, cursor.total, least=cursor.least)
+        result = PhaseResult(
+            phase.name,
+            phase.steps,
+            density,
+            cursor.total,
+            least=cursor.least,
+            train_macs=self.meter.end_phase(cursor.total),
+        )
         cursor.least = None
         cursor.phases.append(result)
         cursor.phase_seconds.append(cursor.train_seconds)
@@ -466,12 +485,14 @@ class Trainer:
     def _cold_hook(self) -> Iterator[None]:
         started = time.perf_counter()
         self._set_clock()
+        self.meter.settle(self.cursor.total)
         try:
             with torch.no_grad():
                 yield
         except NoOrderError as error:
             raise Diverged(f"after step {self.cursor.total}: {error}") from error
         self.cursor.update_seconds += time.perf_counter() - started
+        self.meter.refresh()
 
 
 def _rounded(value: float) -> float:

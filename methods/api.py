@@ -383,6 +383,16 @@ class SparsityMethod:
         """
         return None
 
+    # What the training costs in theory; read between steps.
+
+    def forward_masks(self, state: TrainState) -> Mapping[str, Tensor] | None:
+        """Masks of the weights that a training pass multiplies by; None: all of them."""
+        return state.masks
+
+    def gradient_masks(self, state: TrainState) -> Mapping[str, Tensor] | None:
+        """Masks of the weights whose gradient every step needs; None: all of them."""
+        return state.masks
+
     # In every step: in place, no wait for the device, captured.
 
     def penalty(self, state: TrainState) -> Tensor | None:

@@ -82,6 +82,9 @@ class DPF(FineTuned):
         level = run.step // levels.every * levels.every
         self.rank(run, cubic_density(level, 0, levels.stop - 1, target))
 
+    def gradient_masks(self, state: TrainState) -> None:
+        """None: pruned weights are updated too."""
+
     def edit_gradients(self, state: TrainState) -> None:
         """Takes off what the optimizer is about to add for pruned weights, where asked."""
         if self.decay == "masked":

@@ -7,7 +7,16 @@ from typing import ClassVar
 
 from torch import nn
 
-from methods.api import Budget, Cadence, Controls, Phase, Run, SparsityMethod, option
+from methods.api import (
+    Budget,
+    Cadence,
+    Controls,
+    Phase,
+    Run,
+    SparsityMethod,
+    TrainState,
+    option,
+)
 from methods.filters import (
     companions,
     convolutions,
@@ -67,6 +76,12 @@ class SFP(SparsityMethod):
         write_filter_masks(run.state, scores, density, "uniform")
         for name, mask in run.state.masks.items():
             run.state.weights[name].mul_(mask)
+
+    def forward_masks(self, state: TrainState) -> None:
+        """None: between updates every filter takes part, zeroed ones from their first step on."""
+
+    def gradient_masks(self, state: TrainState) -> None:
+        """None, likewise."""
 
     def finish(self, run: Run) -> None:
         """Zeroes a last time, and silences what stands behind the pruned filters."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from methods.allocation import Scope, apportion
-from methods.api import Budget, Cadence, Phase, Run, Scores, option
+from methods.api import Budget, Cadence, Phase, Run, Scores, TrainState, option
 from methods.drop_grow import drop_and_grow, smallest
 from methods.masking import MaskedMethod, random_scores, write_masks
 from methods.schedules import cosine_fraction, spaced
@@ -71,6 +71,9 @@ class SparseMomentum(MaskedMethod):
         """Draws the masks."""
         assert run.phase.density is not None
         write_masks(run.state, random_scores(run), run.phase.density, self.scope)
+
+    def gradient_masks(self, state: TrainState) -> None:
+        """None: the momentum of pruned weights is what grows them."""
 
     def rate(self, run: Run) -> float:
         """The prune rate p of this update."""

@@ -79,6 +79,10 @@ class TopKAST(SparsityMethod):
             penalty[name].copy_(self.l2 * mask + outside * (backward[name] - mask))
             held[name].copy_(state.weights[name])
 
+    def gradient_masks(self, state: TrainState) -> Mapping[str, Tensor]:
+        """B."""
+        return state.slots["backward"]
+
     def edit_gradients(self, state: TrainState) -> None:
         """Leaves the gradient on B alone, and adds the penalty's."""
         for name, weight in state.weights.items():

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
+
+from models import from_timm, others
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 TIMM_PREFIX = "timm:"
-"""`timm:NAME` is the model NAME of the timm library, without pretrained weights."""
+"""`timm:NAME` is the model NAME of the timm library, with random weights unless told."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """One line of the table.
+    """A model as `list` shows it.
 
     Attributes:
-        target: `module:function` inside this package; the function takes the input shape, the
-            number of classes, and the model's options by keyword only.
+        target: `module:function`, the table's inside this package; the function takes the input
+            shape, the number of classes, and the model's options by keyword only.
         summary: one line with the paper.
     """
 
@@ -113,29 +114,65 @@ MODELS: dict[str, ModelInfo] = {
         "wide_resnet:wrn_28_10",
         "wide ResNet WRN-28-10 (Zagoruyko & Komodakis, 2016, arXiv:1605.07146)",
     ),
+    "alexnet_s": ModelInfo(
+        "alexnet:alexnet_s", "AlexNet-s, 1024 hidden units (Lee et al., 2019, arXiv:1810.02340)"
+    ),
+    "alexnet_b": ModelInfo(
+        "alexnet:alexnet_b", "AlexNet-b, 2048 hidden units (Lee et al., 2019, arXiv:1810.02340)"
+    ),
+    "densenet_40_12": ModelInfo(
+        "densenet_cifar:densenet_40_12",
+        "DenseNet of 40 layers, growth 12 (Huang et al., 2017, arXiv:1608.06993)",
+    ),
+    "densenet_bc_100_12": ModelInfo(
+        "densenet_cifar:densenet_bc_100_12",
+        "DenseNet-BC of 100 layers, growth 12 (Huang et al., 2017, arXiv:1608.06993)",
+    ),
 }
+
+
+def names() -> list[str]:
+    """Every model but timm's: the table's, and those of installed packages; nothing is loaded."""
+    return [*MODELS, *_others()]
+
+
+def find_info(name: str) -> ModelInfo | None:
+    """What is known of a model; None where no model has that name, and for timm's.
+
+    The table's names go first and load nothing. Those of installed packages load the function.
+
+    Raises:
+        ValueError: an installed package offers the name, and what it offers cannot be used.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    if name not in _others():
+        return None
+    return ModelInfo(others.find(name)[0].value, others.summary(others.load(name)))
+
+
+def conflicts() -> list[str]:
+    """In words, the entry points that are not used because the table has their name."""
+    return [
+        f"model {name!r} of {others.package(point)} is not used: the table has one of that name"
+        for name in MODELS
+        for point in others.find(name)
+    ]
 
 
 def is_known(name: str) -> bool:
     """Whether `create_model` knows the name; imports timm for a `timm:` name only."""
-    if not name.startswith(TIMM_PREFIX):
-        return name in MODELS
-    import timm
-
-    bare = name.removeprefix(TIMM_PREFIX)
-    # timm's own test ignores the tag of the pretrained weights in `resnet18.a1_in1k`.
-    return bool(timm.is_model(bare)) and ("." not in bare or bare in timm.list_pretrained())
+    if name.startswith(TIMM_PREFIX):
+        return from_timm.is_known(name.removeprefix(TIMM_PREFIX))
+    return name in MODELS or name in _others()
 
 
 def names_like(name: str) -> list[str]:
-    """Names to offer in place of an unknown one: all of ours, or the closest of timm's."""
-    if not name.startswith(TIMM_PREFIX):
-        return sorted(MODELS)
-    import timm
-
-    bare = name.removeprefix(TIMM_PREFIX)
-    close = difflib.get_close_matches(bare, timm.list_models(), n=5, cutoff=0.3)
-    return [TIMM_PREFIX + match for match in close]
+    """Names to offer in place of an unknown one: all of ours and of others, or timm's closest."""
+    if name.startswith(TIMM_PREFIX):
+        close = from_timm.names_like(name.removeprefix(TIMM_PREFIX))
+        return [TIMM_PREFIX + match for match in close]
+    return sorted(names())
 
 
 def model_options(name: str) -> dict[str, object]:
@@ -144,7 +181,7 @@ def model_options(name: str) -> dict[str, object]:
     Empty for a `timm:` name: any keyword of timm's model is passed on, none is listed.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: there is no such model, or an installed package's cannot be used.
     """
     if name.startswith(TIMM_PREFIX):
         return {}
@@ -158,9 +195,9 @@ def create_model(
     """A freshly initialised model, on the CPU, in training mode.
 
     Args:
-        name: a name in MODELS, or `timm:NAME`.
+        name: a name in MODELS or of an installed package, or `timm:NAME`.
         input_shape: (channels, height, width) of one image.
-        classes: size of the output; None takes the model's own (10 for ours).
+        classes: size of the output; None takes the model's own (10 for ours and others').
         options: the model's options, see `model_options`.
 
     Raises:
@@ -173,44 +210,50 @@ def create_model(
     if classes is not None and classes < 1:
         raise ValueError(f"classes: found {classes}; allowed: 1 or more, or None")
     if name.startswith(TIMM_PREFIX):
-        return _create_timm(name, input_shape, classes, options)
+        return from_timm.create(_timm_name(name), input_shape, classes, options)
     allowed = model_options(name)
     for option, value in options.items():
         if option not in allowed:
             listed = ", ".join(allowed) or "none"
             raise ValueError(f"{name}: no such option: {option} = {value!r}; allowed: {listed}")
-    return _builder(name)(input_shape, 10 if classes is None else classes, **options)
+    classes = 10 if classes is None else classes
+    if name in MODELS:
+        return _builder(name)(input_shape, classes, **options)
+    return others.create(name, input_shape, classes, options)
+
+
+def pretrained_weights(name: str) -> dict[str, Tensor]:
+    """The published weights of a `timm:` model as they are, before anything is made to fit.
+
+    `create_model` makes them fit the data under timm's option `pretrained`. Downloads what is not
+    in timm's cache; errors are those of timm and of what it downloads with.
+
+    Raises:
+        ValueError: there is no such model of timm.
+    """
+    return from_timm.pretrained_weights(_timm_name(name))
+
+
+def _others() -> dict[str, object]:
+    """Models of installed packages that the table leaves a name."""
+    return {name: points for name, points in others.every().items() if name not in MODELS}
 
 
 def _builder(name: str) -> Callable[..., nn.Module]:
-    if name not in MODELS:
+    if name in MODELS:
+        module, function = MODELS[name].target.split(":")
+        builder = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+        return cast("Callable[..., nn.Module]", builder)
+    if name in _others():
+        return others.load(name)
+    raise _unknown(name)
+
+
+def _timm_name(name: str) -> str:
+    """What stands behind the prefix."""
+    if not (name.startswith(TIMM_PREFIX) and is_known(name)):
         raise _unknown(name)
-    module, function = MODELS[name].target.split(":")
-    builder = getattr(importlib.import_module(f"{__name__}.{module}"), function)
-    return cast("Callable[..., nn.Module]", builder)
-
-
-def _create_timm(
-    name: str, input_shape: tuple[int, int, int], classes: int | None, options: dict[str, object]
-) -> nn.Module:
-    if not is_known(name):
-        raise _unknown(name)
-    import timm
-
-    bare = name.removeprefix(TIMM_PREFIX)
-    given: dict[str, Any] = {"in_chans": input_shape[0]}
-    if classes is not None:
-        given["num_classes"] = classes
-    config = timm.get_pretrained_cfg(bare)
-    # Only models with position embeddings and the like are built for one image size.
-    if config is not None and config.fixed_input_size and input_shape[1:] != config.input_size[1:]:
-        given["img_size"] = input_shape[1:]
-    given |= options
-    try:
-        return timm.create_model(bare, pretrained=False, **given)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        found = ", ".join(f"{key} = {value!r}" for key, value in given.items())
-        raise ValueError(f"{name} cannot be built with {found}: {error}") from error
+    return name.removeprefix(TIMM_PREFIX)
 
 
 def _unknown(name: str) -> ValueError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -107,6 +107,30 @@ class Row:
     def macs_fraction(self) -> float | None:
         """Multiply-adds left as a fraction of those of the dense network."""
         return mean_count(self, lambda counts: counts.macs / counts.dense_macs)
+
+    @property
+    def effective_sparsity(self) -> float | None:
+        """Fraction of the prunable weights that are on no path from the image to an output."""
+        return mean_count(self, lambda counts: counts.effective_sparsity)
+
+    @property
+    def compact_parameters(self) -> float | None:
+        """Parameters of the network without its dead channels."""
+        return mean_count(
+            self, lambda counts: counts.compact.parameters if counts.compact else None
+        )
+
+    @property
+    def compact_macs(self) -> float | None:
+        """Multiply-adds for one image of the network without its dead channels."""
+        return mean_count(
+            self, lambda counts: counts.compact.dense_macs if counts.compact else None
+        )
+
+    @property
+    def train_macs(self) -> float | None:
+        """Multiply-adds of the whole training if every zero were skipped."""
+        return mean([record.train_macs for record in self.measured])
 
     @property
     def dead(self) -> tuple[str, ...]:
@@ -212,12 +236,13 @@ def accuracies(row: Row) -> list[float]:
     return [record.top1 for record in row.ok if record.top1 is not None]
 
 
-def mean(values: list[float]) -> float | None:
-    """Arithmetic mean; None of nothing."""
-    return statistics.fmean(values) if values else None
+def mean(values: Sequence[float | None]) -> float | None:
+    """Arithmetic mean; None of nothing, and where a value is not known."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
-def mean_count(row: Row, value: Callable[[Counts], float]) -> float | None:
+def mean_count(row: Row, value: Callable[[Counts], float | None]) -> float | None:
     """Mean of a counted value over the measured seeds that have counts."""
     return mean([value(record.counts) for record in row.measured if record.counts is not None])
 

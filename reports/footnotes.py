@@ -23,6 +23,7 @@ CONDITIONS: dict[str, Callable[[CellSpec], str]] = {
     "recipe": lambda spec: f"{spec.recipe} ({spec.recipe_hash})",
     "budget": budget_text,
     "prunable": lambda spec: spec.prunable,
+    "initial weights": lambda spec: spec.init,
 }
 """What the rows of a table should share: said once below it, or a column where they differ."""
 
@@ -61,7 +62,16 @@ def footnotes(results: Results, attempts: Sequence[Record]) -> Iterator[str]:
     if filters := dict.fromkeys(row.label for row in rows if row.of_filters):
         yield (
             f"sparsity asked of filters, not of weights: {', '.join(filters)}; the inputs that a "
-            "removed filter no longer feeds still count."
+            "removed filter no longer feeds still count as left."
+        )
+    if any(row.of_filters and row.compact_parameters is not None for row in rows):
+        yield "once cut: all weights of the network without its dead channels, zeros included."
+    if any(row.effective_sparsity is not None for row in rows):
+        yield "effective sparsity: weights on no path from the image to an output count as zeros."
+    if any(row.train_macs is not None for row in rows):
+        yield (
+            "training MACs: multiply-adds of one seed's whole training, forward and backward, if "
+            "every zero were skipped; the source's are not in them."
         )
     if any(asked_text(row.spec).endswith("top-k") for row in rows):
         yield "`by top-k`: a penalty trains; a last ranking by its own importance lands there."
@@ -94,9 +104,13 @@ def labelled_options(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
 
 def shared_conditions(rows: Sequence[Row]) -> Iterator[str]:
     """One line for what was asked of all rows alike."""
-    shared = {name: text for name, text in CONDITIONS.items() if rows and not varies(rows, text)}
+    if not rows:
+        return
+    shared = {n: text(rows[0].spec) for n, text in CONDITIONS.items() if not varies(rows, text)}
+    if shared.get("initial weights") == "random":  # what everybody expects
+        del shared["initial weights"]
     if shared:
-        yield "; ".join(f"{name}: {text(rows[0].spec)}" for name, text in shared.items()) + "."
+        yield "; ".join(f"{name}: {text}" for name, text in shared.items()) + "."
 
 
 def environments(rows: Iterable[Row]) -> Iterator[str]:

@@ -17,6 +17,14 @@ from reports.markdown import section
 
 Columns = dict[str, Callable[[Row], str]]
 
+OPTIONAL: dict[str, Callable[[Row], object]] = {
+    "effective sparsity %": lambda row: row.effective_sparsity is not None,
+    "parameters once cut": lambda row: row.of_filters and row.compact_parameters,
+    "MACs once cut": lambda row: row.of_filters and row.compact_macs,
+    "training MACs": lambda row: row.train_macs is not None,
+}
+"""Columns that are there only if some row needs them."""
+
 WORDS = {"model", "method", "options", *CONDITIONS}
 
 
@@ -65,16 +73,22 @@ def columns(rows: Sequence[Row]) -> Columns:
     if any(varies((row for row in rows if row.label == label), options) for label in labels):
         shown["options"] = of_spec(options)
     shown |= {name: of_spec(text) for name, text in CONDITIONS.items() if varies(rows, text)}
-    return shown | {
+    shown |= {
         "sparsity asked %": of_spec(asked_text),
         "n": seeds,
         "top-1 %": accuracy,
-        "reached sparsity %": reached_sparsity,
+        "reached sparsity %": lambda row: percent(row, row.reached_sparsity),
+        "effective sparsity %": lambda row: percent(row, row.effective_sparsity),
         "parameters left": parameters,
         "MACs left": macs,
+        "parameters once cut": lambda row: number(row.compact_parameters, ",.0f"),
+        "MACs once cut": lambda row: number(row.compact_macs, ",.0f"),
+        "training MACs": lambda row: number(row.train_macs, ".3g"),
         "train seconds": lambda row: number(row.train_seconds, ",.1f"),
         "budget multiple": lambda row: number(row.multiple, ".2f"),
     }
+    hidden = {header for header, known in OPTIONAL.items() if not any(map(known, rows))}
+    return {header: text for header, text in shown.items() if header not in hidden}
 
 
 def of_spec(text: Callable[[CellSpec], str]) -> Callable[[Row], str]:
@@ -105,11 +119,11 @@ def accuracy(row: Row) -> str:
     return ", ".join(parts) or "-"
 
 
-def reached_sparsity(row: Row) -> str:
-    """Percent, with two significant digits of the density; `dead` where a layer was emptied."""
-    if row.reached_sparsity is None:
+def percent(row: Row, sparsity: float | None) -> str:
+    """With two significant digits of the density; `dead` where a layer was emptied."""
+    if sparsity is None:
         return "-"
-    density = 100 * (1 - row.reached_sparsity)
+    density = 100 * (1 - sparsity)
     digits = 1 - math.floor(math.log10(density)) if density > 0 else 2
     return f"{100 - density:.{max(2, digits)}f}{' dead' if row.dead else ''}"
 

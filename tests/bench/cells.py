@@ -89,6 +89,7 @@ def tasks_of(plan: Plan, store: Store, **changes: Any) -> list[Task]:
                 device="cpu",
                 checkpoint_seconds=60,
                 deadline=math.inf,
+                init=plan.init,
             ),
             **changes,
         )

@@ -8,6 +8,7 @@ default, or went, without a raised `version`: the same key would then stand for 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import typing
@@ -289,6 +290,44 @@ def test_sparsity_zero_is_dense_training_bit_for_bit(name, options, model):
     for tensor_name, tensor in sparse.state.model.state_dict().items():
         assert torch.equal(tensor, expected[tensor_name]), tensor_name
     assert sparse.cursor.curve == dense.cursor.curve
+
+
+@every_case_on_every_model
+def test_gradients_that_a_method_does_not_pay_for_do_not_matter(name, options, model):
+    """What it leaves out of its training MACs may be anything."""
+    expected, changed = (
+        train(spoiled(tiny_trainer(method_of(name, options), model=model, recipe=SGD), amount))
+        for amount in (0.0, 1.0)
+    )
+    finished = changed.state.model.state_dict()
+    for tensor_name, tensor in expected.state.model.state_dict().items():
+        assert torch.equal(tensor, finished[tensor_name]), tensor_name
+
+
+@pytest.mark.parametrize("name", ["dpf", "sparse_momentum", "sfp"])
+def test_a_method_that_pays_too_little_is_found_out(name):
+    model = "conv" if name == "sfp" else "mlp"
+    kind = get_method(name)
+    cheap = type("Cheap", (kind,), {"gradient_masks": SparsityMethod.gradient_masks})
+    first, second = (
+        train(spoiled(tiny_trainer(cheap(), model=model, recipe=SGD), amount)).state.weights
+        for amount in (0.0, 1.0)
+    )
+    assert any(not torch.equal(first[weight], second[weight]) for weight in first)
+
+
+def spoiled(trainer: Trainer, amount: float) -> Trainer:
+    """Adds to the gradient of each weight outside of the method's `gradient_masks`."""
+
+    def spoil(name: str, weight: torch.nn.Parameter) -> None:
+        masks = trainer.method.gradient_masks(trainer.state)
+        if masks is not None:
+            assert weight.grad is not None
+            weight.grad += amount * (masks[name] == 0)
+
+    for name, weight in trainer.state.weights.items():
+        weight.register_post_accumulate_grad_hook(functools.partial(spoil, name))
+    return trainer
 
 
 # The run.

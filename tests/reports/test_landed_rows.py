@@ -85,6 +85,19 @@ def test_the_suites_sparsities_are_no_option_of_a_row() -> None:
     ]
 
 
+def test_a_row_pays_for_the_training_up_to_its_round() -> None:
+    asked = suite(*rows_at(TICKETS[0], 0.5, 0.9))
+    made = ticket(TICKETS[0], 98.0, 95.0)
+    assert rows_of(asked, made)["ticket 50"].train_macs is None  # a record from before
+    costs = (0.0, 1000.0, 400.0, 200.0)
+    phases = [
+        dataclasses.replace(phase, train_macs=cost)
+        for phase, cost in zip(made.phases, costs, strict=True)
+    ]
+    found = rows_of(asked, dataclasses.replace(made, phases=tuple(phases), train_macs=1600.0))
+    assert [found[name].train_macs for name in ("ticket 50", "ticket 90")] == [1400.0, 1600.0]
+
+
 def test_a_round_that_went_wrong_is_wrong_in_its_row_alone() -> None:
     good = ticket(TICKETS[0], 98.0, 95.0)
     guess = dataclasses.replace(good.phases[2], status="diverged", reason="it guesses")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import RecordError
-from bench.record import Record
+from bench.record import Compact, Record
 from bench.spec import BudgetSpec, CellSpec
 from reports.tables import report, suite_table
 from tests.reports.records import ENVIRONMENT, SUITE, counts, fill, manifest, record, spec
@@ -137,6 +137,36 @@ def test_reached_sparsity_has_the_digits_to_tell(left: int, expected: str) -> No
 def test_macs_are_shown_with_their_share(macs: int, expected: str) -> None:
     figures = counts(macs=macs, dense_macs=10 * macs)
     assert shown(record(SEEDS[0], counts=figures))["MACs left"] == expected
+
+
+def test_initial_weights_are_told_where_they_are_not_random() -> None:
+    given = [dataclasses.replace(one, init="file-0123456789ab") for one in SEEDS[:2]]
+    assert "initial weights" not in suite_table(manifest(SEEDS[0]), [])
+    assert "initial weights: file-0123456789ab." in suite_table(manifest(*given), [])
+    both = body(suite_table(manifest(SEEDS[0], given[0]), []))
+    assert [row["initial weights"] for row in both] == ["random", "file-0123456789ab"]
+
+
+def test_live_counts_and_training_macs_are_columns_once_some_row_has_them() -> None:
+    one, two = SEEDS[:2]
+    live = counts(0.9, live=60, compact=Compact(700, 150_000))  # of 800 prunable weights
+    table = suite_table(manifest(one), [record(one, counts=live, train_macs=1.234e9)])
+    (row,) = body(table)
+    assert (row["effective sparsity %"], row["training MACs"]) == ("92.50", "1.23e+09")
+    assert "parameters once cut" not in row  # it asks for weights, not for filters
+    assert "effective sparsity:" in table
+    assert "training MACs:" in table
+    # A mean over seeds of which one is not known would be a mean over others.
+    half = shown(record(one, counts=live), record(two), specs=[one, two])
+    assert "effective sparsity %" not in half
+
+
+def test_filter_methods_show_the_network_without_its_dead_channels() -> None:
+    cut = counts(0.9, filters=(40, 20, 20), compact=Compact(700, 150_000))
+    table = suite_table(manifest(SEEDS[0]), [record(SEEDS[0], counts=cut)])
+    (row,) = body(table)
+    assert (row["parameters once cut"], row["MACs once cut"]) == ("700", "150,000")
+    assert "- once cut:" in table
 
 
 def test_a_single_model_stands_in_the_title() -> None:
