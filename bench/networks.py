@@ -53,12 +53,12 @@ def probe(name: str, info: DatasetInfo, options: Options) -> nn.Module:
     try:
         with torch.no_grad():
             output = model(torch.zeros(1, *info.shape))
-    except RuntimeError as error:
-        size = "x".join(map(str, info.shape))
-        raise SuiteError(f"model {name} cannot take images of {size} ({error}).") from error
-    if output.shape != (1, info.classes):
+    except Exception as error:  # the model may be anyone's
+        size, reason = "x".join(map(str, info.shape)), str(error) or type(error).__name__
+        raise SuiteError(f"model {name} cannot take images of {size} ({reason}).") from error
+    shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if shape != (1, info.classes):
         raise SuiteError(
-            f"model {name} returns {tuple(output.shape)} for one image; expected "
-            f"(1, {info.classes})."
+            f"model {name} returns {shape} for one image; expected (1, {info.classes})."
         )
     return model

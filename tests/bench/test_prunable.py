@@ -69,6 +69,14 @@ def test_dpf_takes_every_convolution_and_no_linear_layer():
         ("conv4", {}, "dpf", 259_776),
         ("vgg11", {}, "lth", 9_217_728),
         ("vgg11", {}, "all", 9_222_848),
+        ("alexnet_s", {}, "all", 5_066_784),
+        ("alexnet_s", {}, "dpf", 3_745_824),
+        ("alexnet_b", {"padding": "same"}, "lth", 3_745_824),
+        ("densenet_40_12", {}, "dpf", 997_136),
+        ("densenet_40_12", {}, "dsr", 996_704),  # less the stem, 9 * 3 * 16
+        ("densenet_bc_100_12", {}, "dpf", 741_744),
+        ("densenet_bc_100_12", {}, "lth", 741_744),  # its 1x1 convolutions are no shortcuts
+        ("densenet_bc_100_12", {}, "dsr", 741_096),  # less the stem, 9 * 3 * 24
     ],
 )
 def test_cifar_networks_have_the_papers_number_of_prunable_weights(name, options, preset, count):
@@ -135,25 +143,27 @@ def test_rigls_first_layer_is_dense_where_all_layers_are_alike_and_from_99_perce
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "preset", "sparsity", "left"),
+    ("name", "options", "preset", "sparsity", "left", "reached"),
     [
         # Parameters left of all of them, as Lin et al. report the sparsity that was reached.
-        ("wrn_28_2", {}, "dpf", 0.9, 151_176),
-        ("wrn_28_2", {}, "dpf", 0.95, 78_041),
-        ("wrn_28_2", {}, "dpf", 0.99, 19_533),
-        ("wrn_28_2", {}, "dsr", 0.9, 161_242),
-        ("wrn_28_2", {}, "dsr", 0.95, 88_666),
-        ("wrn_28_2", {}, "dsr", 0.99, 30_605),
-        ("resnet20", {"shortcut": "B"}, "dpf", 0.9, 29_244),
-        ("resnet20", {"shortcut": "B"}, "dpf", 0.95, 15_731),
-        ("vgg16_d", {}, "dpf", 0.95, 1_280_685),
+        ("wrn_28_2", {}, "dpf", 0.9, 151_176, 89.70),
+        ("wrn_28_2", {}, "dpf", 0.95, 78_041, 94.68),
+        ("wrn_28_2", {}, "dpf", 0.99, 19_533, 98.67),
+        ("wrn_28_2", {}, "dsr", 0.9, 161_242, 89.01),
+        ("wrn_28_2", {}, "dsr", 0.95, 88_666, 93.96),
+        ("wrn_28_2", {}, "dsr", 0.99, 30_605, 97.91),
+        ("resnet20", {"shortcut": "B"}, "dpf", 0.9, 29_244, 89.27),
+        ("resnet20", {"shortcut": "B"}, "dpf", 0.95, 15_731, 94.23),
+        # The head of 529,802 parameters stays dense.
+        ("vgg16_d", {}, "dpf", 0.95, 1_280_685, 91.61),
     ],
 )
-def test_the_papers_count_of_what_is_left(name, options, preset, sparsity, left):
+def test_the_papers_count_of_what_is_left(name, options, preset, sparsity, left, reached):
     model = unfilled(name, (3, 32, 32), **options)
     prunable = weights(model, preset)
     everything = sum(parameter.numel() for parameter in model.parameters())
     assert everything - prunable + keep_count(prunable, 1 - sparsity) == left
+    assert round(100 * (1 - left / everything), 2) == reached
 
 
 @pytest.mark.parametrize(

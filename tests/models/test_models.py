@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 import re
 import subprocess
 import sys
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.layers import conv2d_same
 from torch import nn
 from torch.nn import functional
 
 import models
 from bench.counting import Totals, count_layers, count_totals
 from models import MODELS, create_model, is_known, model_options, names_like
+from models.densenet_cifar import DenseNet
 from models.resnet_cifar import ResNet
 from models.wide_resnet import WideResNet
 
@@ -30,6 +33,9 @@ FAMILIES = (  # the same code within each
     ("vgg16_d",),
     ("wrn_16_2", "wrn_16_8", "wrn_16_10", "wrn_22_2", "wrn_22_8"),
     ("wrn_28_2", "wrn_28_4", "wrn_28_8", "wrn_28_10"),
+    ("alexnet_s", "alexnet_b"),
+    ("densenet_40_12",),
+    ("densenet_bc_100_12",),
 )
 SHAPES = {
     name: MNIST if name.startswith("lenet") else CIFAR for family in FAMILIES for name in family
@@ -56,7 +62,8 @@ def readme_rows() -> list[list[str]]:
 def options_of(cell: str) -> dict[str, object]:
     """Those of a cell such as `shortcut=B, width=2`."""
     pairs = [pair.split("=") for pair in cell.split(", ")] if cell else []
-    return {name: value if value in "AB" else json.loads(value) for name, value in pairs}
+    words = {"A", "B", "same"}
+    return {name: value if value in words else json.loads(value) for name, value in pairs}
 
 
 @functools.cache
@@ -132,6 +139,15 @@ def test_readme_states_the_counted_numbers(row):
         ("wrn_28_4", "", 5_849_050, 5_841_840, 5_839_280, 41_984, 7_200, 10, 845_597_184),
         ("wrn_28_8", "", 23_354_842, 23_340_464, 23_335_344, 165_888, 14_368, 10, 3_360_084_992),
         ("wrn_28_10", "", 36_479_194, 36_461_232, 36_454_832, 258_560, 17_952, 10, 5_243_328_768),
+        ("alexnet_s", "", 5_077_066, 5_066_784, 3_745_824, 0, 6_848, 3_434, 57_664_800),
+        ("alexnet_s", "padding=same", 5_077_066, 5_066_784, 3_745_824, 0, 6_848, 3_434, 69_912_576),
+        ("alexnet_b", "", 8_501_322, 8_484_896, 3_745_824, 0, 10_944, 5_482, 61_082_912),
+        (
+            *("alexnet_b", "padding=same"),
+            *(8_501_322, 8_484_896, 3_745_824, 0, 10_944, 5_482, 73_330_688),
+        ),
+        ("densenet_40_12", "", 1_019_722, 1_001_616, 997_136, 0, 18_096, 10, 264_812_928),
+        ("densenet_bc_100_12", "", 769_162, 745_164, 741_744, 0, 23_988, 10, 287_929_692),
     ],
 )
 def test_model_has_the_known_counts(
@@ -167,6 +183,8 @@ def test_own_models_have_ten_classes_unless_told(name):
         ("resnet20", {"shortcut": "B"}),
         ("wrn_16_2", {"dropout": 0.3}),
         ("conv2", {"dropout": 0.5}),
+        ("alexnet_s", {"padding": "same"}),
+        ("densenet_40_12", {"dropout": 0.2}),
     ],
 )
 def test_model_traces_into_one_graph(name, options):
@@ -200,8 +218,11 @@ def test_width_is_a_factor_on_every_hidden_layer(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_narrowest_width_leaves_one_unit_in_each_hidden_layer(name):
     model = create_model(name, SHAPES[name], width=1e-6).eval()
-    *hidden, last = [module.weight.shape[0] for module in model.modules() if is_layer(module)]
-    assert (set(hidden), last) == ({1}, 10)
+    layers = [(path, module) for path, module in model.named_modules() if is_layer(module)]
+    *hidden, (_, last) = layers
+    # A transition of a DenseNet has what the layers before it have together.
+    units = {len(layer.weight) for path, layer in hidden if "transition" not in path}
+    assert (units, len(last.weight)) == ({1}, 10)
     assert model(torch.zeros(1, *SHAPES[name])).shape == (1, 10)
 
 
@@ -226,6 +247,10 @@ def test_width_is_rounded():
         ("resnet32", (1, 7, 9)),
         ("wrn_16_2", (4, 9, 7)),
         ("wrn_28_4", (3, 1, 1)),
+        ("alexnet_s", (1, 28, 28)),
+        ("alexnet_b", (3, 7, 64)),
+        ("densenet_40_12", (1, 28, 28)),
+        ("densenet_bc_100_12", (3, 4, 9)),
     ],
 )
 def test_model_takes_images_of_other_sizes(name, shape):
@@ -273,6 +298,12 @@ VGG16_D = (
 )
 
 
+ALEXNET = (
+    "conv1 norm1 relu conv2 norm2 relu conv3 norm3 relu conv4 norm4 relu conv5 norm5 relu "
+    "flatten hidden.fc1 hidden.norm1 relu hidden.fc2 hidden.norm2 relu classifier"
+)
+
+
 @pytest.mark.parametrize(
     ("name", "layers"),
     [
@@ -285,6 +316,7 @@ VGG16_D = (
         ),
         ("vgg11", VGG11),
         ("vgg16_d", VGG16_D),
+        ("alexnet_s", ALEXNET),
     ],
 )
 def test_model_is_the_chain_of_its_layers(name, layers):
@@ -316,7 +348,7 @@ def test_conv2_drops_units_behind_both_hidden_linear_layers():
     assert not torch.allclose(results[0], model.eval()(images))
 
 
-@pytest.mark.parametrize("name", ["conv4", "wrn_16_2"])
+@pytest.mark.parametrize("name", ["conv4", "wrn_16_2", "densenet_bc_100_12"])
 def test_dropout_is_off_by_default(name):
     model = create_model(name, CIFAR, **THIN)
     images = torch.randn(4, *CIFAR)
@@ -407,6 +439,62 @@ def test_wide_resnet_is_stem_blocks_norm_mean_and_classifier(dropout):
     torch.testing.assert_close(model(images), expected)
 
 
+@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 19, 33), (1, 1, 1)])
+def test_alexnet_with_same_padding_pads_as_tensorflow_does(shape):
+    torch.manual_seed(0)
+    model = create_model("alexnet_s", shape, padding="same", width=0.1).eval()
+    x = y = torch.randn(2, *shape)
+    for number in range(1, 6):
+        conv = model.features.get_submodule(f"conv{number}")
+        y = conv2d_same(y, conv.weight, conv.bias, stride=(2, 2))  # timm's, for TensorFlow's nets
+        y = model.features.get_submodule(f"norm{number}")(y).relu()
+        assert y.shape[2:] == tuple(math.ceil(side / 2**number) for side in shape[1:])
+    torch.testing.assert_close(model.features(x), y)
+
+
+@pytest.mark.parametrize("bc", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_densenet_is_stem_blocks_transitions_norm_mean_and_classifier(bc, dropout):
+    torch.manual_seed(0)
+    model = DenseNet(16, 12, bc, 3, 10, dropout=dropout)
+    images = torch.randn(4, 3, 9, 8)
+    torch.manual_seed(1)
+
+    def unit(layers: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return functional.dropout(layers.conv(layers.norm(x).relu()), dropout)
+
+    x = model.stem(images)
+    channels = 24 if bc else 16
+    for number in (1, 2, 3):
+        for layer in model.blocks.get_submodule(f"block{number}"):
+            assert x.shape[1] == channels
+            y = unit(layer.bottleneck, x) if bc else x
+            assert y.shape[1] == (48 if bc else channels)
+            x = torch.cat([x, unit(layer.new, y)], 1)
+            channels += 12
+        if number < 3:
+            x = unit(model.blocks.get_submodule(f"transition{number}"), x)
+            x = functional.avg_pool2d(x, 2)
+            channels = channels // 2 if bc else channels
+    assert x.shape == (4, channels, 2, 2)
+    expected = model.classifier(model.norm(x).relu().flatten(2).mean(2))
+    torch.manual_seed(1)
+    torch.testing.assert_close(model(images), expected)
+
+
+def test_densenet_convolutions_have_variance_two_over_fan_out():
+    torch.manual_seed(0)
+    weight = create_model("densenet_bc_100_12", CIFAR).blocks.transition1.conv.weight
+    assert weight.shape == (108, 216, 1, 1)
+    assert weight.std().item() == pytest.approx((2 / 108) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(("bc", "allowed"), [(False, "7, 10"), (True, "10, 16")])
+def test_densenet_refuses_a_depth_that_does_not_divide_into_three_blocks(bc, allowed):
+    with pytest.raises(ValueError, match=f"depth: found 12; allowed: {allowed} and so on"):
+        DenseNet(12, 12, bc, 3, 10)
+
+
 def test_wide_resnet_has_a_shortcut_layer_where_the_shape_changes():
     names = dict(create_model("wrn_22_2", CIFAR, **THIN).named_parameters())
     assert [name for name in names if "shortcut" in name] == [
@@ -431,6 +519,8 @@ def test_options_are_the_keyword_only_parameters_of_the_builder():
     assert model_options("lenet5") == model_options("lenet_300_100") == {"width": 1.0}
     assert model_options("vgg16") == model_options("vgg16_d") == {"width": 1.0, "bias": True}
     assert model_options("conv6") == model_options("wrn_28_2") == {"width": 1.0, "dropout": 0.0}
+    assert model_options("alexnet_b") == {"width": 1.0, "padding": "fixed"}
+    assert model_options("densenet_bc_100_12") == {"width": 1.0, "dropout": 0.0}
     assert model_options("timm:resnet18") == {}
 
 
@@ -441,7 +531,7 @@ def test_options_are_the_keyword_only_parameters_of_the_builder():
             "resnet2",
             (3, 32, 32),
             {},
-            "no such model: 'resnet2'; known: conv2, conv4, conv6, lenet5",
+            "no such model: 'resnet2'; known: alexnet_b, alexnet_s, conv2, conv4, conv6, dense",
         ),
         ("timm:resnt18", (3, 32, 32), {}, "no such model: 'timm:resnt18'; known: timm:resnet18"),
         ("resnet20", (3, 32, 32), {"short": 1}, "no such option: short = 1; allowed: shortcut"),
@@ -454,6 +544,12 @@ def test_options_are_the_keyword_only_parameters_of_the_builder():
         ("conv6", (3, 7, 8), {}, "conv6 takes images of at least 8x8, got 3x7x8"),
         ("vgg13", (1, 15, 16), {}, "vgg13 takes images of at least 16x16, got 1x15x16"),
         ("vgg16_d", (3, 32, 31), {}, "vgg16_d takes images of at least 32x32, got 3x32x31"),
+        ("densenet_40_12", (3, 3, 8), {}, "densenet takes images of at least 4x4, got 3x3x8"),
+        ("alexnet_b", (3, 6, 9), {}, "alexnet with fixed padding takes images of at least 7x7"),
+        (
+            *("alexnet_s", (3, 32, 32), {"padding": "valid"}),
+            "padding: found 'valid'; allowed: 'fixed', 'same'",
+        ),
         ("vgg16", (3, 32, 32), {"bias": 0}, "bias: found 0; allowed: true, false"),
         ("conv2", (3, 32, 32), {"dropout": 1.0}, "dropout: found 1.0; allowed: a number from 0"),
         ("wrn_16_2", (3, 32, 32), {"dropout": -0.1}, "dropout: found -0.1; allowed: a number"),
