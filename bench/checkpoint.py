@@ -98,9 +98,8 @@ def _restore(trainer: Trainer, header: dict[str, str], tensors: dict[str, Tensor
     for slot, names in json.loads(header["slots"]).items():
         values = groups.get(f"slot/{slot}", {})
         state.slots[slot] = {n: _like(values[n], state.weights.get(n), device) for n in names}
-    optimized = trainer.optimized()
     for name, value in groups.get("optimizer", {}).items():
-        owner = optimized[int(name.partition(".")[0])]
+        owner = trainer.owner_of_entry(name)
         trainer.set_optimizer_entry(name, _like(value, owner, device))
     for name, number in json.loads(header["numbers"]).items():
         trainer.set_optimizer_entry(name, number)

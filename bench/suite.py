@@ -12,18 +12,23 @@ from typing import Any
 
 import msgspec
 
-from bench.datasets import DATASETS
+from bench import datasets, folders, recipes
 from bench.errors import SuiteError, UnknownName
 from bench.spec import BudgetSpec, Scalar
 from methods import STAND_INS, MethodInfo, find_info
 from methods import names as method_names
-from models import MODELS, TIMM_PREFIX
+from models import TIMM_PREFIX
+from models import find_info as find_model
+from models import names as model_names
 
 FOLDER = Path(__file__).parent / "suites"
 
 
 class BudgetTable(msgspec.Struct, forbid_unknown_fields=True):
-    """`budget` in a suite: a length, and how many of it a method may spend."""
+    """`budget` in a suite: a length, and how many of it a method may spend.
+
+    Where a suite gives no length, it takes the recipe's own: that of the run it is from.
+    """
 
     epochs: float | None = None
     steps: int | None = None
@@ -36,8 +41,8 @@ class SuiteFile(msgspec.Struct, forbid_unknown_fields=True):
     dataset: str
     recipe: str
     models: list[str | dict[str, Scalar]]
-    budget: BudgetTable
     methods: dict[str, Any]
+    budget: BudgetTable = msgspec.field(default_factory=BudgetTable)
     title: str = ""
     sparsities: list[float] = []
     seeds: list[int] = msgspec.field(default_factory=lambda: [0])
@@ -83,7 +88,7 @@ class Suite:
 
     Attributes:
         name: the file's stem; records lie in a folder of that name.
-        folder: where the file lies; a recipe given as a path starts there.
+        folder: where the file lies; paths of a recipe and of images start there.
         init: `random`, `pretrained`, or a file of weights.
     """
 
@@ -131,8 +136,10 @@ def load(name: str) -> Suite:
     if isinstance(raw.get("budget"), dict):
         _convert(raw["budget"], BudgetTable, f"{where}: budget")
     file = _convert(raw, SuiteFile, where)
-    if file.dataset not in DATASETS:
-        raise UnknownName(f"{where}: dataset", "data set", file.dataset, DATASETS)
+    known = datasets.names()
+    if file.dataset not in known and not folders.is_folder(file.dataset):
+        known += folders.KINDS
+        raise UnknownName(f"{where}: dataset", "data set", file.dataset, known)
     return Suite(
         name=path.stem,
         title=file.title or path.stem,
@@ -142,7 +149,7 @@ def load(name: str) -> Suite:
         recipe=file.recipe,
         prunable=file.prunable,
         init=file.init,
-        questions=tuple(_questions(file, where)),
+        questions=tuple(_questions(file, where, path.parent)),
     )
 
 
@@ -158,8 +165,9 @@ def _convert(raw: Mapping[str, Any], kind: Any, where: str) -> Any:
         raise SuiteError(f"{where}: {error}.") from error
 
 
-def _questions(file: SuiteFile, where: str) -> Iterator[Question]:
+def _questions(file: SuiteFile, where: str, folder: Path) -> Iterator[Question]:
     _check_seeds(file.seeds, where)
+    common = _common_budget(file, where, folder)
     if not file.models or not file.methods:
         raise SuiteError(f"{where}: models and methods may not be empty.")
     models = [_model(entry, f"{where}: models[{i}]") for i, entry in enumerate(file.models)]
@@ -177,7 +185,7 @@ def _questions(file: SuiteFile, where: str) -> Iterator[Question]:
         method = settings.method or label
         info = _method(method, place)
         sparsities = _sparsities(method, info, settings, file, place)
-        budget, multiple = _budget(file.budget, settings.budget, place)
+        budget, multiple = _budget(common, settings.budget, file.recipe, place)
         options = {key: value for key, value in table.items() if key not in own}
         for suffix, chosen in _grid(options, place):
             for (model, model_options), sparsity in itertools.product(models, sparsities):
@@ -212,8 +220,12 @@ def _model(entry: str | dict[str, Scalar], where: str) -> tuple[str, dict[str, S
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise SuiteError(f"{where}: needs a name, such as {{ name = 'resnet20', shortcut = 'B' }}.")
-    if name not in MODELS and not name.startswith(TIMM_PREFIX):
-        raise UnknownName(where, "model", name, [*MODELS, f"{TIMM_PREFIX}NAME"])
+    try:
+        known = name.startswith(TIMM_PREFIX) or find_model(name) is not None
+    except ValueError as error:
+        raise SuiteError(f"{where}: {error}.") from error
+    if not known:
+        raise UnknownName(where, "model", name, [*model_names(), f"{TIMM_PREFIX}NAME"])
     return name, options
 
 
@@ -254,9 +266,30 @@ def _sparsities(
     return sparsities
 
 
-def _budget(common: BudgetTable, own: BudgetTable | None, place: str) -> tuple[BudgetSpec, float]:
+def _common_budget(file: SuiteFile, where: str, folder: Path) -> BudgetTable:
+    """The suite's budget, its length the recipe's where the suite gives none."""
+    if _has_length(file.budget):
+        return file.budget
+    length = recipes.load(file.recipe, f"{where}: recipe", folder).length
+    if length is None:
+        return file.budget
+    return msgspec.structs.replace(file.budget, epochs=length.epochs, steps=length.steps)
+
+
+def _has_length(budget: BudgetTable) -> bool:
+    return budget.epochs is not None or budget.steps is not None
+
+
+def _budget(
+    common: BudgetTable, own: BudgetTable | None, recipe: str, place: str
+) -> tuple[BudgetSpec, float]:
     """A method's own length replaces the suite's; its own multiple likewise."""
-    length = own if own and (own.epochs is not None or own.steps is not None) else common
+    length = own if own and _has_length(own) else common
+    if not _has_length(length):
+        raise SuiteError(
+            f"{place}: budget: give either epochs or steps, such as {{ epochs = 10 }}; recipe "
+            f"{recipe} does not say how long its own run is."
+        )
     multiple = own.max_multiple if own and own.max_multiple is not None else common.max_multiple
     multiple = 1.0 if multiple is None else multiple
     if not multiple >= 1:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from bench.errors import Diverged
 from bench.evaluate import Evaluation, evaluate
 from bench.meter import Meter
 from bench.prunable import shapes
-from bench.recipes import Recipe
+from bench.recipes import TIMM_PREFIX, Recipe
 from bench.record import CurvePoint, LayerCount, Least, MaskUpdate, PhaseResult
 from bench.seeds import derive
 from methods.api import (
@@ -33,10 +35,13 @@ from methods.api import (
     SparsityMethod,
     TrainState,
 )
-from methods.masking import NoOrderError, fill_zeros
+from methods.masking import NoOrderError, fill_zeros, reset_optimizer
 
 CURVE_POINTS = 200
 """A record keeps at most so many points of the training curve."""
+
+GROUP = "group"
+"""Before the number of an optimizer's group, in names of what it remembers."""
 
 LEAST = "least validation loss"
 """Name of the snapshot that a look at the validation loss takes; no plan may use it."""
@@ -127,6 +132,24 @@ def forward(
     return loss if penalty is None else loss + penalty
 
 
+def optimizer_settings(recipe: Recipe) -> OptimizerSettings:
+    """The recipe's optimizer."""
+    factory = None
+    if recipe.optimizer.startswith(TIMM_PREFIX):
+        from bench.timm_training import build
+
+        name = recipe.optimizer.removeprefix(TIMM_PREFIX)
+        factory = functools.partial(build, name=name, options=recipe.optimizer_options)
+    return OptimizerSettings(
+        recipe.optimizer,
+        recipe.momentum,
+        recipe.nesterov,
+        recipe.weight_decay,
+        recipe.betas,
+        factory,
+    )
+
+
 class Trainer:
     """Trains one network by one method; implements `methods.api.Run`.
 
@@ -183,10 +206,9 @@ class Trainer:
         others = {name: p for name, p in model.named_parameters() if id(p) not in pruned}
         device = data.train.labels.device
         lr = torch.tensor(recipe.lr, device=device)
-        settings = OptimizerSettings(
-            recipe.optimizer, recipe.momentum, recipe.nesterov, recipe.weight_decay, recipe.betas
-        )
-        optimizer = method.optimizer(weights, others, lr, settings)
+        optimizer = method.optimizer(weights, others, lr, optimizer_settings(recipe))
+        # What an optimizer adds to its groups as it goes is memory too.
+        self._group_keys = [frozenset(group) for group in optimizer.param_groups]
         progress = torch.zeros((), device=device)
         self.state = TrainState(model, weights, masks, optimizer, lr, progress)
 
@@ -373,6 +395,8 @@ class Trainer:
     def _rewind(self, snapshot: Snapshot) -> None:
         self.state.model.load_state_dict(snapshot.model)
         # A snapshot from before the first step has no optimizer state: then there is none to keep.
+        if not snapshot.optimizer:
+            reset_optimizer(self.state)
         for name, value in self.optimizer_tensors().items():
             value.copy_(snapshot.optimizer[name]) if name in snapshot.optimizer else value.zero_()
         for name in self.optimizer_numbers():
@@ -380,27 +404,35 @@ class Trainer:
         self.cursor.position = snapshot.position
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """The optimizer's memory, by number of parameter and name of buffer."""
-        return {
-            f"{index}.{key}": value
-            for index, parameter in enumerate(self.optimized())
-            for key, value in self.state.optimizer.state.get(parameter, {}).items()
-            if isinstance(value, Tensor)
-        }
+        """The optimizer's memory, by number of parameter, or of group, and name of buffer."""
+        return {name: v for name, v in self._optimizer_memory() if isinstance(v, Tensor)}
 
     def optimizer_numbers(self) -> dict[str, float]:
         """Plain numbers that some optimizers keep beside their tensors."""
-        return {
-            f"{index}.{key}": value
-            for index, parameter in enumerate(self.optimized())
-            for key, value in self.state.optimizer.state.get(parameter, {}).items()
-            if isinstance(value, int | float)
-        }
+        return {name: v for name, v in self._optimizer_memory() if isinstance(v, int | float)}
+
+    def _optimizer_memory(self) -> Iterator[tuple[str, Any]]:
+        optimizer = self.state.optimizer
+        for index, parameter in enumerate(self.optimized()):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                yield f"{index}.{key}", value
+        for index, group in enumerate(optimizer.param_groups):
+            for key in sorted(group.keys() - self._group_keys[index]):
+                yield f"{GROUP}{index}.{key}", group[key]
 
     def set_optimizer_entry(self, name: str, value: Tensor | float) -> None:
         """Writes one entry of the optimizer's memory, named as `optimizer_tensors` names it."""
-        index, _, key = name.partition(".")
-        self.state.optimizer.state[self.optimized()[int(index)]][key] = value
+        owner, _, key = name.partition(".")
+        optimizer = self.state.optimizer
+        if owner.startswith(GROUP):
+            optimizer.param_groups[int(owner.removeprefix(GROUP))][key] = value
+        else:
+            optimizer.state[self.optimized()[int(owner)]][key] = value
+
+    def owner_of_entry(self, name: str) -> nn.Parameter | None:
+        """The parameter that an entry of the optimizer's memory is of; None: a whole group."""
+        owner = name.partition(".")[0]
+        return None if owner.startswith(GROUP) else self.optimized()[int(owner)]
 
     def optimized(self) -> list[nn.Parameter]:
         """The optimizer's parameters in its own order."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -139,13 +139,20 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSettings:
-    """The recipe's optimizer. Without momentum or betas of its own where the name has none."""
+    """The recipe's optimizer. Without momentum or betas of its own where the name has none.
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    Attributes:
+        name: `sgd`, `adam` or `adamw`; else whatever `factory` makes is called.
+        factory: makes an optimizer from parameters or groups, and from the keywords `lr` (the base
+            rate, a number), `momentum` and `weight_decay`; None: torch's of that name.
+    """
+
+    name: str = "sgd"
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
+    factory: Callable[..., Optimizer] | None = None
 
     def build(
         self, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: Tensor
@@ -157,6 +164,12 @@ class OptimizerSettings:
             lr: () tensor, read anew in every step.
         """
         groups: Any = list(parameters)
+        if self.factory is not None:
+            decay, momentum = self.weight_decay, self.momentum
+            made = self.factory(groups, lr=float(lr), momentum=momentum, weight_decay=decay)
+            for group in made.param_groups:
+                group["lr"] = lr
+            return made
         if self.name == "sgd":
             return torch.optim.SGD(
                 groups,

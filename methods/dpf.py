@@ -63,11 +63,12 @@ class DPF(FineTuned):
         """Fine-tuning begins with the last masks; what they prune is not looked at again.
 
         Raises:
-            ValueError: AdamW's decay is none of the gradient's.
+            ValueError: the optimizer's decay is none of the gradient's, as AdamW's is not.
         """
         super().start_phase(run)
-        if self.decay == "masked" and isinstance(run.state.optimizer, torch.optim.AdamW):
-            raise ValueError("decay = 'masked' is not for AdamW")
+        optimizer = type(run.state.optimizer)
+        if self.decay == "masked" and optimizer not in (torch.optim.SGD, torch.optim.Adam):
+            raise ValueError(f"decay = 'masked' is not for {optimizer.__name__}")
         if run.phase.name == FINETUNE:
             assert run.density is not None
             self.rank(run, run.density)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import SGD, Adam, AdamW
 
 from methods.allocation import Scope, allocate, keep_count
 from methods.api import Budget, Phase, Run, Scores, SparsityMethod, TrainState
@@ -120,11 +121,17 @@ def random_scores(run: Run) -> Scores:
 
 
 def reset_optimizer(state: TrainState) -> None:
-    """Zeroes the optimizer's memory of everything, as at the start of a run."""
-    for buffers in state.optimizer.state.values():
-        for value in buffers.values():
-            if isinstance(value, Tensor):
-                value.zero_()
+    """Makes the optimizer forget everything, as at the start of a run."""
+    if type(state.optimizer) in (SGD, Adam, AdamW):
+        for buffers in state.optimizer.state.values():
+            for value in buffers.values():
+                if isinstance(value, Tensor):
+                    value.zero_()
+        return
+    # The memory of others need not start at 0; some count their steps in the groups.
+    state.optimizer.state.clear()
+    for group in state.optimizer.param_groups:
+        group.pop("step", None)
 
 
 def fill_zeros(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:

@@ -14,12 +14,18 @@ from methods.schedules import cosine_fraction, spaced
 
 
 def momenta(run: Run) -> Scores:
-    """|M| of every weight, masked or not; of Adam, the mean over the root of the square's mean."""
+    """|M| of every weight, masked or not; of Adam, the mean over the root of the square's mean.
+
+    Optimizers that only some recipes borrow are read likewise: their mean of gradients, over that
+    root where they have it.
+    """
     found: Scores = {}
     for name, weight in run.state.weights.items():
         memory = run.state.optimizer.state.get(weight, {})
         if "exp_avg" in memory:
-            found[name] = memory["exp_avg"] / (memory["exp_avg_sq"].sqrt() + 1e-8)
+            found[name] = memory["exp_avg"]
+            if "exp_avg_sq" in memory:
+                found[name] = found[name] / (memory["exp_avg_sq"].sqrt() + 1e-8)
         elif memory.get("momentum_buffer") is not None:
             found[name] = memory["momentum_buffer"]
     if len(found) < len(run.state.weights):

@@ -30,8 +30,8 @@ EXTRA: dict[str, set[str]] = {
     "bench/cli.py": {"reports"},
     "bench/datasets.py": {"sklearn", "torchvision"},
     "bench/folders.py": {"PIL"},
-    "bench/recipes.py": {"timm"},
     "bench/streaming.py": {"PIL", "timm"},
+    "bench/timm_training.py": {"timm"},
 }
 """What single files may import besides."""
 
@@ -41,6 +41,7 @@ ORDER = (
     "spec",
     "record",
     "store",
+    "timm_training",
     "recipes",
     "datasets",
     "folders",

@@ -156,6 +156,11 @@ WRONG: dict[str, tuple[str, dict[str, str], list[str]]] = {
         {"budget": "{ max_multiple = 2 }"},
         ["methods.rigl: budget: give either epochs or steps"],
     ),
+    "a recipe that says no length either": (
+        "[methods.rigl]",
+        {"budget": "{}"},
+        ["methods.rigl: budget: give either", "recipe digits does not say how long its own run"],
+    ),
     "two budgets": (
         "[methods.rigl]",
         {"budget": "{ epochs = 2, steps = 3 }"},
@@ -359,7 +364,43 @@ def test_wrong_names_are_told_apart_from_wrong_values(tmp_path):
         plan_of(write_suite(tmp_path, "[methods.one_shot]", budget="{ steps = 40 }"))
 
 
-@pytest.mark.parametrize("field", ["dataset", "recipe", "models", "budget", "methods"])
+@pytest.mark.parametrize(
+    ("said", "budget", "expected"),
+    [
+        ("epochs = 3", None, BudgetSpec(epochs=3)),
+        ("steps = 70", None, BudgetSpec(steps=70)),
+        ("steps = 70", "{ max_multiple = 1.5 }", BudgetSpec(steps=70)),
+        ("epochs = 3", "{ steps = 9 }", BudgetSpec(steps=9)),
+    ],
+)
+def test_a_suite_without_a_length_takes_the_recipes(said, budget, expected, tmp_path):
+    recipe = write_recipe(tmp_path, f"batch = 64\nlr = 0.1\n{said}")
+    path = write_suite(tmp_path, "[methods.rigl]", recipe=recipe, budget=budget or "{}")
+    if budget is None:
+        lines = [row for row in path.read_text().splitlines() if not row.startswith("budget")]
+        path.write_text("\n".join(lines))
+    (question,) = suite.load(str(path)).questions
+    assert question.budget == expected
+    assert question.max_multiple == (1.5 if budget and "multiple" in budget else 1.0)
+
+
+def test_the_recipes_length_makes_the_key_that_the_same_budget_makes(tmp_path):
+    text = "batch = 64\nlr = 0.1"
+    silent = write_recipe(tmp_path, text, "silent")
+    said = write_recipe(tmp_path, f"{text}\nepochs = 2", "said")
+    one = write_suite(tmp_path, name="one", recipe=silent, budget="{ epochs = 2 }")
+    other = write_suite(tmp_path, name="other", recipe=said, budget="{}")
+    keys = [[cell.spec.key for cell in plan_of(path).manifest.cells] for path in (one, other)]
+    assert keys[0] == keys[1]
+
+
+def test_a_method_with_a_length_of_its_own_needs_no_other(tmp_path):
+    methods = "[methods.rigl]\nbudget = { steps = 9 }"
+    (question,) = questions(tmp_path, methods, budget="{}")
+    assert question.budget == BudgetSpec(steps=9)
+
+
+@pytest.mark.parametrize("field", ["dataset", "recipe", "models", "methods"])
 def test_a_missing_field_is_named(field, tmp_path):
     lines = toml("[methods.dense]").splitlines()
     path = tmp_path / "tiny.toml"
