@@ -7,15 +7,19 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from bench.errors import BenchError, RecordError, SuiteError, UnknownName, UsageError
-from bench.listing import Table, listing
+from bench.listing import Table, conflicts, listing
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from bench.record import LayerCount
     from bench.resolve import Plan
     from bench.store import Store
 
@@ -45,6 +49,13 @@ Data = Annotated[
         help="Folder of the data sets, <name>.npz each. [default: ~/.cache/sparsebench]",
     ),
 ]
+Cell = Annotated[str, typer.Argument(help="A key, its beginning, or a record's file name.")]
+Device = Annotated[
+    str, typer.Option("--device", help="cpu, cuda, cuda:1; auto takes a GPU where there is one.")
+]
+Recipe = Annotated[
+    Path | None, typer.Option("--recipe", help="File of the cell's recipe, where it is your own.")
+]
 Only = Annotated[
     str | None,
     typer.Option("--only", help="Only cells whose label or file name matches, such as 'rigl*'."),
@@ -59,11 +70,8 @@ def list_(what: Table, as_json: AsJson = False) -> None:
         _print_json(rows)
     else:
         _print_table(rows)
-    if what is Table.methods:
-        from methods import conflicts
-
-        for conflict in conflicts():
-            print(f"sparsebench: {conflict}.", file=sys.stderr)
+    for conflict in conflicts(what):
+        print(f"sparsebench: {conflict}.", file=sys.stderr)
 
 
 @app.command("plan")
@@ -114,9 +122,7 @@ def run(
     suite: Suite,
     data: Data = None,
     records: Records = Path("records"),
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU where there is one.")
-    ] = "auto",
+    device: Device = "auto",
     workers: Annotated[
         int, typer.Option(min=0, help="Cells trained side by side; 0: a CPU core each, or 1 a GPU.")
     ] = 0,
@@ -128,6 +134,10 @@ def run(
     checkpoint_seconds: Annotated[
         float, typer.Option(min=0, help="Time between checkpoints of a cell.")
     ] = 60,
+    decoders: Annotated[
+        int,
+        typer.Option(min=0, help="Processes per cell that decode image files; 0: as cores allow."),
+    ] = 0,
 ) -> None:
     """Train the cells of a suite that have no record yet, and print the suite's table.
 
@@ -143,7 +153,7 @@ def run(
 
     cells = launch.chosen(plan, only)
     settings = launch.Settings(
-        launch.usable_device(device), workers, threads, deadline, checkpoint_seconds
+        launch.usable_device(device), workers, threads, deadline, checkpoint_seconds, decoders
     )
     try:
         launch.train(plan, store, cells, settings)
@@ -162,7 +172,7 @@ def run(
 
 @app.command()
 def show(
-    cell: Annotated[str, typer.Argument(help="A key, its beginning, or a record's file name.")],
+    cell: Cell,
     records: Records = Path("records"),
     as_json: AsJson = False,
 ) -> None:
@@ -178,6 +188,109 @@ def show(
 
 
 @app.command()
+def export(
+    cell: Cell,
+    records: Records = Path("records"),
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write. [default: the cell's name]")
+    ] = None,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Cut out the channels that are dead.")
+    ] = False,
+    recipe: Recipe = None,
+    data: Data = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an export.")] = False,
+) -> None:
+    """Write a cell's finished network as a folder: safetensors, bit-packed masks, recipe, record.
+
+    A compact network is written only if its outputs are those of the masked one.
+    """
+    from bench.export import export as write
+    from bench.runner import set_up_process
+    from bench.store import find
+
+    path = find(records, cell)
+    set_up_process(threads=1)
+    folder = _data_folder(data)
+    written = write(path, out, compacted=compact, recipe=recipe, data=folder, force=force)
+    for note in written.notes:
+        print(f"sparsebench: {note}.", file=sys.stderr)
+    if written.sizes:
+        names = ("masked", "compact")
+        _print_table(
+            [
+                {"network": name, "parameters": f"{s.parameters:,}", "MACs": f"{s.dense_macs:,}"}
+                for name, s in zip(names, written.sizes, strict=True)
+            ]
+        )
+    print(written.folder)
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="A folder that `export` wrote.")],
+    data: Data = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="The same data under another name, such as imagefolder:PATH."),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Test an export on its data set, and compare with its record.
+
+    Exit status: 0 as recorded, 1 not (the same weights on the same device), 2 usage.
+    """
+    from bench import launch
+    from bench.export import evaluate_export, read_record
+    from bench.runner import set_up_process
+
+    set_up_process(read_record(folder).environment.threads)  # sums depend on it
+    device = launch.usable_device(device)
+    found = evaluate_export(folder, _data_folder(data), device, dataset)
+    for name, right in (("now", found.right), ("recorded", found.recorded)):
+        share = 100 * right / found.images
+        print(f"{name + ':':10}{share:.2f} %, {right:,} of {found.images:,} images")
+    if not found.comparable:
+        print("A compact network, or another device: a few images may differ.")
+    raise typer.Exit(1 if found.differs else 0)
+
+
+@app.command()
+def latency(
+    cell: Cell,
+    records: Records = Path("records"),
+    recipe: Recipe = None,
+    data: Data = None,
+    device: Device = "auto",
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Images per call; repeatable. [default: 1 and 64]"),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=6, help="Turns of each network. [default: what fits in 10 s]"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time inference of a cell's network: dense, masked, compact, and 2:4 where a GPU has it."""
+    from bench import launch
+    from bench.latency import latency as measure
+    from bench.latency import table
+    from bench.runner import set_up_process
+    from bench.store import find
+
+    path = find(records, cell)
+    set_up_process(threads)
+    device = launch.usable_device(device)
+    measured = measure(path, _data_folder(data), device, batch or [1, 64], rounds, recipe)
+    if as_json:
+        _print_json(measured)
+    else:
+        print(table(measured))
+
+
+@app.command()
 def count(
     model: Annotated[str, typer.Argument(help="A model (see `list models`) or timm:NAME.")],
     input_shape: Annotated[
@@ -190,41 +303,153 @@ def count(
     option: Annotated[
         list[str] | None, typer.Option(help="Option of the model, such as shortcut=B; repeatable.")
     ] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option(help="Count as if so many of the prunable weights were zero, such as 0.9."),
+    ] = None,
+    scope: Annotated[
+        str | None,
+        typer.Option(help="How the layers share what is left: erk, er or uniform. [default: erk]"),
+    ] = None,
+    prunable: Annotated[
+        str, typer.Option(help="Preset of prunable weights, as `prunable` in a suite.")
+    ] = "all",
     as_json: AsJson = False,
 ) -> None:
-    """Count a model's parameters and multiply-adds, layer by layer."""
+    """Count a model's parameters and multiply-adds, layer by layer, dense and at a sparsity.
+
+    MACs A are multiply-adds of weights and attention; B adds two operations for each output of a
+    normalisation and one for each of a ReLU or its kind.
+    """
     from dataclasses import asdict
 
-    from bench.counting import count_layers, count_totals
-    from models import create_model, is_known, names_like
+    from bench.counting import count_totals, with_kept
+    from bench.prunable import PRESETS
+    from methods.allocation import allocate
+    from models import is_known, names_like
 
     shape = _shape(input_shape)
+    scope = _allocation(sparsity, scope)
     if not is_known(model):
         raise UnknownName("", "model", model, names_like(model))
+    if prunable not in PRESETS:
+        raise UnknownName("--prunable", "preset", prunable, PRESETS)
     options = dict(_option(text) for text in option or [])
     try:
-        network = create_model(model, shape, classes, **options)
-        layers = count_layers(network, shape)
-    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
-        raise SuiteError(f"model {model} with images of {input_shape}: {error}.") from error
-    totals = asdict(count_totals(network, layers))
+        # Without values no weight is drawn and nothing is computed; not every model can do that.
+        network, layers = _counted(model, shape, classes, options, prunable, sparsity, "meta")
+    except Exception:
+        try:
+            network, layers = _counted(model, shape, classes, options, prunable, sparsity, "cpu")
+        except Exception as error:  # the model may be anyone's
+            reason = str(error) or type(error).__name__
+            raise SuiteError(f"model {model} with images of {input_shape}: {reason}.") from error
+    if scope and sparsity is not None:
+        shapes = {line.name: line.shape for line in layers if line.prunable}
+        layers = with_kept(layers, allocate(shapes, 1 - sparsity, scope))
+    else:
+        layers = with_kept(layers, {line.name: line.weights for line in layers if line.weights})
+    totals = count_totals(network, layers)
+    zeros = sum(line.weights - line.nonzero for line in layers if line.prunable)
+    weights = sum(line.weights for line in layers if line.prunable)
+    found = {
+        "model": model,
+        "input": list(shape),
+        "preset": prunable,
+        "sparsity": sparsity,
+        "scope": scope,
+        **asdict(totals),
+        "nonzero": totals.parameters - zeros,
+        "prunable": weights,
+        "prunable_nonzero": weights - zeros,
+        "reached_sparsity": zeros / weights,
+        "sparsity_of_all": zeros / totals.parameters,
+        "mac_fraction": totals.macs / totals.dense_macs,
+        "dense_macs_b": totals.dense_macs + totals.elementwise,
+        "macs_b": totals.macs + totals.elementwise,
+    }
     if as_json:
-        _print_json({"model": model, "input": list(shape), **totals, "layers": layers})
+        _print_json(found | {"layers": layers})
         return
-    rows = [
-        {
-            "layer": layer.name,
-            "shape": "x".join(map(str, layer.shape)),
-            "weights": f"{layer.weights:,}",
-            "MACs": f"{layer.dense_macs:,}",
-        }
-        for layer in layers
-    ]
-    _print_table(rows)
+    _print_table([_count_row(layer, sparsity is not None) for layer in layers])
     print()
-    # Non-zeros of a network that was not trained say nothing.
-    shown = {name: value for name, value in totals.items() if name not in {"nonzero", "macs"}}
-    _print_table([{"total": name, "": f"{value:,}"} for name, value in shown.items()])
+    _print_table([{"total": name, "": text} for name, text in _count_totals(found)])
+
+
+def _counted(
+    model: str,
+    shape: tuple[int, int, int],
+    classes: int | None,
+    options: dict[str, Any],
+    preset: str,
+    sparsity: float | None,
+    device: str,
+) -> tuple[nn.Module, tuple[LayerCount, ...]]:
+    """A network and its lines."""
+    import torch
+
+    from bench.counting import count_layers
+    from bench.prunable import prunable_names
+    from methods.dense import Dense
+    from models import create_model
+
+    with torch.device(device):
+        network = create_model(model, shape, classes, **options)
+    names = prunable_names(network, Dense(), preset, sparsity)
+    return network, count_layers(network, shape, names)
+
+
+def _allocation(
+    sparsity: float | None, scope: str | None
+) -> Literal["er", "erk", "uniform"] | None:
+    """The rule that gives each layer its share; None where nothing is pruned."""
+    if sparsity is None:
+        if scope is not None:
+            raise UsageError(f"--scope {scope}: give --sparsity too, such as 0.9.")
+        return None
+    if not 0 <= sparsity < 1:
+        raise UsageError(f"--sparsity {sparsity:g}: must be at least 0 and below 1.")
+    if scope == "global":
+        raise UsageError(
+            "--scope global: ranks the weights of all layers together, which only a trained "
+            "network has. Allowed: er, erk, uniform."
+        )
+    if scope in (None, "er", "erk", "uniform"):
+        return scope or "erk"  # type: ignore[return-value]
+    raise UnknownName("--scope", "scope", str(scope), ("er", "erk", "uniform"))
+
+
+def _count_row(layer: LayerCount, sparse: bool) -> dict[str, str]:
+    row = {
+        "layer": layer.name,
+        "shape": "x".join(map(str, layer.shape)),
+        "weights": f"{layer.weights:,}",
+    }
+    if sparse:
+        density = f"{layer.nonzero / layer.weights:.4f}" if layer.weights else ""
+        row |= {"left": f"{layer.nonzero:,}", "density": density}
+    row["MACs A"] = f"{layer.dense_macs:,}"
+    if sparse:
+        row["sparse MACs A"] = f"{layer.macs:,}"
+    return row | {"B adds": f"{layer.elementwise:,}"}
+
+
+def _count_totals(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is printed of the totals, with words for names."""
+    for name in ("parameters", "weights", "conv_weights", "shortcut_weights", "norm", "bias"):
+        yield name.replace("_", " "), f"{found[name]:,}"
+    yield f"prunable ({found['preset']})", f"{found['prunable']:,}"
+    yield "MACs A", f"{found['dense_macs']:,}"
+    yield "MACs B", f"{found['dense_macs_b']:,}"
+    if found["sparsity"] is None:
+        return
+    yield "prunable left", f"{found['prunable_nonzero']:,}"
+    yield "sparsity of the prunable", f"{found['reached_sparsity']:.6f}"
+    yield "parameters left", f"{found['nonzero']:,}"
+    yield "sparsity of all parameters", f"{found['sparsity_of_all']:.6f}"
+    yield "sparse MACs A", f"{found['macs']:,}"
+    yield "sparse MACs B", f"{found['macs_b']:,}"
+    yield "fraction of MACs A", f"{found['mac_fraction']:.4f}"
 
 
 @app.command()
@@ -344,9 +569,15 @@ def _resolve(suite: str, data: Path | None, records: Path) -> tuple[Plan, Store]
     loaded = suites.load(suite)  # a wrong name is told before torch is imported
     from bench.resolve import resolve
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    resolved = resolve(loaded, data or cache / "sparsebench")
+    resolved = resolve(loaded, _data_folder(data))
+    for note in resolved.notes:
+        print(f"sparsebench: {note}.", file=sys.stderr)
     return resolved, Store(records, resolved.manifest.suite)
+
+
+def _data_folder(data: Path | None) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return data or cache / "sparsebench"
 
 
 def _print_report(records: Path, names: list[str] | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,9 +34,14 @@ class SourceFiles:
 
 
 def write_masks(path: Path, masks: Mapping[str, Tensor]) -> None:
-    """Writes masks, eight weights to a byte."""
+    """Writes masks, eight weights to a byte, the first in its highest bit.
+
+    The weights' shapes are JSON under `shapes` in the file's header, so that anybody can read it:
+    `numpy.unpackbits(bytes, count=weights).reshape(shape)`.
+    """
     packed = {n: torch.from_numpy(np.packbits(m.cpu().numpy() != 0)) for n, m in masks.items()}
-    write_atomically(path, save(packed))
+    shapes = {name: list(mask.shape) for name, mask in masks.items()}
+    write_atomically(path, save(packed, metadata={"shapes": json.dumps(shapes)}))
 
 
 def read_masks(path: Path, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

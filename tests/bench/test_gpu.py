@@ -9,6 +9,7 @@ import torch
 
 from bench import checkpoint
 from bench.data import to_device
+from bench.latency import cuda_seconds, in_turns, to_semi_structured, two_of_four
 from bench.prunable import prunable_names
 from bench.recipes import Recipe
 from bench.resolve import load_arrays
@@ -117,3 +118,21 @@ def test_a_run_on_the_gpu_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     for _ in again.run():
         pass
     assert again.cursor.total == 24
+
+
+def test_two_of_four_layers_compute_what_the_pruned_layer_does_and_can_be_timed() -> None:
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("not run: 2:4 kernels need compute capability 8.0")
+    torch.manual_seed(0)
+    dense = torch.nn.Linear(256, 128).cuda().half()
+    sparse = torch.nn.Linear(256, 128).cuda().half()
+    sparse.load_state_dict(dense.state_dict())
+    assert to_semi_structured(sparse) == ""
+    dense.weight.data = two_of_four(dense.weight)
+    with torch.inference_mode():
+        for batch in (1, 64):
+            images = torch.randn(batch, 256, device="cuda", dtype=torch.float16)
+            torch.testing.assert_close(sparse(images), dense(images), rtol=1e-2, atol=1e-2)
+        times = in_turns({"one": lambda: sparse(images)}, cuda_seconds, 3)
+    assert len(times["one"]) == 3
+    assert all(time > 0 for time in times["one"])
