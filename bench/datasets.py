@@ -2,17 +2,21 @@
 
 A data set is `<folder>/<name>.npz` with uint8 `x_train`, `x_test` of shape (N, H, W) or (N, H, W,
 C) and integer `y_train`, `y_test` of shape (N,). A missing file is made once by torchvision's
-loader.
+loader. Installed packages offer data sets of their own as functions that return such arrays.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import importlib.metadata
 import io
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,9 @@ from bench.store import write_atomically
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
+GROUP = "sparsebench.datasets"
+"""Entry points by which other packages offer data sets: name -> module:function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,14 @@ DATASETS: dict[str, DatasetInfo] = {
     "mnist": DatasetInfo(
         (1, 28, 28), 10, (0.1307,), (0.3081,), "MNIST", "60,000 + 10,000 handwritten digits"
     ),
+    "fashion_mnist": DatasetInfo(
+        (1, 28, 28),
+        10,
+        (0.2860,),
+        (0.3530,),
+        "FashionMNIST",
+        "60,000 + 10,000 pictures of clothes, in 10 classes",
+    ),
     "cifar10": DatasetInfo(
         (3, 32, 32),
         10,
@@ -61,6 +76,14 @@ DATASETS: dict[str, DatasetInfo] = {
         (0.2470, 0.2435, 0.2616),
         "CIFAR10",
         "50,000 + 10,000 small photographs in 10 classes",
+    ),
+    "cifar100": DatasetInfo(
+        (3, 32, 32),
+        100,
+        (0.5071, 0.4865, 0.4409),
+        (0.2673, 0.2564, 0.2762),
+        "CIFAR100",
+        "50,000 + 10,000 small photographs in 100 classes",
     ),
     "synthetic": DatasetInfo(
         (3, 16, 16),
@@ -92,15 +115,23 @@ class Arrays:
     hash: str
 
 
+def names() -> list[str]:
+    """Every data set of arrays that a suite can name: the table's, and installed packages'."""
+    return [*DATASETS, *_entry_points(tuple(sys.path))]
+
+
 def load(name: str, folder: Path) -> Arrays:
     """Reads a data set; downloads it first where its file is missing.
 
     Raises:
-        UnknownName: the table has no such name.
-        DataError: the file is damaged or does not hold such data, or cannot be had.
+        UnknownName: no data set has this name.
+        DataError: the file is damaged or does not hold such data, or cannot be had; or an
+            installed package offers the name, and what it offers cannot be used.
     """
+    if name not in names():
+        raise UnknownName("", "data set", name, names())
     if name not in DATASETS:
-        raise UnknownName("", "data set", name, DATASETS)
+        return _others(name, folder)
     info = DATASETS[name]
     if not info.torchvision:
         return _checked(info, name, EMBEDDED[name]())
@@ -127,6 +158,102 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     if strange := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
         raise DataError(f"{path}: {', '.join(strange)} is no array. {advice}")
     return found
+
+
+def summary(name: str) -> str:
+    """One line about a data set of an installed package, from its function's docstring.
+
+    Raises:
+        DataError: the function cannot be loaded.
+    """
+    return (_function(name)[1].__doc__ or "").strip().partition("\n")[0]
+
+
+def conflicts() -> list[str]:
+    """In words, the entry points that are not used because the table has their name."""
+    return [
+        f"data set {point.name!r} of {_package(point)} is not used: the table has one of that name"
+        for point in importlib.metadata.entry_points(group=GROUP)
+        if point.name in DATASETS
+    ]
+
+
+@functools.lru_cache(maxsize=4)
+def _entry_points(path: tuple[str, ...]) -> dict[str, list[EntryPoint]]:
+    """Data sets of installed packages, by name; nothing of them is loaded.
+
+    Args:
+        path: `sys.path`, on which packages are looked for.
+    """
+    found: dict[str, list[EntryPoint]] = {}
+    for point in importlib.metadata.entry_points(group=GROUP):
+        if point.name not in DATASETS:
+            found.setdefault(point.name, []).append(point)
+    return found
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else "an installed package"
+
+
+def _function(name: str) -> tuple[str, Callable[[Path], object]]:
+    """What to call it in errors, and the function of an installed package."""
+    first, *others = _entry_points(tuple(sys.path))[name]
+    place = f"data set {name!r} of {_package(first)}"
+    if others:
+        raise DataError(f"{place} is offered by {_package(others[0])} too: uninstall one of them.")
+    try:
+        loaded: Callable[[Path], object] = first.load()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{place} cannot be loaded from {first.value} ({reason}).") from error
+    if not callable(loaded):
+        raise DataError(f"{place}: {first.value} is no function of the folder of the data sets.")
+    return place, loaded
+
+
+def _others(name: str, folder: Path) -> Arrays:
+    """The data set that an installed package's function returns, described by its own arrays."""
+    place, function = _function(name)
+    try:
+        arrays = function(folder)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"{place} cannot be read ({reason}).") from error
+    if not isinstance(arrays, Mapping):
+        raise DataError(
+            f"{place} returned {type(arrays).__name__}; expected a mapping with "
+            f"{', '.join(ARRAYS)}."
+        )
+    found = {array: np.asarray(arrays[array]) for array in ARRAYS if array in arrays}
+    if missing := [array for array in ARRAYS if array not in found]:
+        raise DataError(f"{place}: has no {', '.join(missing)}.")
+    return _checked(_described(place, found, summary(name)), place, found)
+
+
+def _described(place: str, arrays: dict[str, NDArray[Any]], text: str) -> DatasetInfo:
+    """Shape, classes and normalisation of arrays, as far as they are such arrays."""
+    x, labels = arrays["x_train"], [arrays["y_train"], arrays["y_test"]]
+    if x.dtype != np.uint8 or x.ndim not in (3, 4) or 0 in x.shape:
+        raise DataError(
+            f"{place}: x_train is {x.dtype} {x.shape}; expected uint8 (N, H, W) or (N, H, W, C), N "
+            "above 0."
+        )
+    if not all(np.issubdtype(y.dtype, np.integer) and y.size for y in labels):
+        found = ", ".join(f"{y.dtype} {y.shape}" for y in labels)
+        raise DataError(f"{place}: y_train and y_test are {found}; expected integers (N,).")
+    pixels = x if x.ndim == 4 else x[..., None]
+    values = np.arange(256) / 255
+    mean, std = [], []
+    for channel in range(pixels.shape[3]):
+        counts = np.bincount(pixels[..., channel].reshape(-1), minlength=256)
+        average = np.average(values, weights=counts)
+        mean.append(round(float(average), 4))
+        spread = np.average((values - average) ** 2, weights=counts) ** 0.5
+        std.append(round(float(spread), 4) or 1.0)  # a channel of one value stays as it is
+    classes = int(max(y.max() for y in labels)) + 1
+    shape = (pixels.shape[3], pixels.shape[1], pixels.shape[2])
+    return DatasetInfo(shape, classes, tuple(mean), tuple(std), "", text)
 
 
 def _checked(info: DatasetInfo, where: str, arrays: dict[str, NDArray[Any]]) -> Arrays:

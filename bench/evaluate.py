@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,9 @@ from bench.data import Data, Split
 
 CHUNK = 1000
 """Images per forward pass; fixed, so that a figure does not depend on who asks."""
+
+CHUNK_NUMBERS = CHUNK * 3 * 64 * 64
+"""Numbers per forward pass at most, which larger images reach with fewer than CHUNK."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +37,19 @@ def evaluate(model: nn.Module, split: Split, data: Data) -> Evaluation:
         data: whose normalisation is used.
     """
     model.eval()
-    count = len(split)
+    count, chunk = len(split), chunk_size(data.info.shape)
     loss, top1, top5 = 0.0, 0, 0
-    for start in range(0, count, CHUNK):
-        labels = split.labels[start : start + CHUNK]
-        logits = model(data.normalise(split.images[start : start + CHUNK])).float()
+    for start in range(0, count, chunk):
+        labels = split.labels[start : start + chunk]
+        logits = model(data.normalise(split.images[start : start + chunk])).float()
         loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
         best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (B, 5)
         top1 += int(best[:, 0].sum())
         top5 += int(best.sum())
     many = data.info.classes > 5
     return Evaluation(loss / count, 100 * top1 / count, 100 * top5 / count if many else None)
+
+
+def chunk_size(shape: tuple[int, int, int]) -> int:
+    """Images per forward pass, from (channels, height, width) alone."""
+    return max(1, min(CHUNK, CHUNK_NUMBERS // math.prod(shape)))

@@ -9,8 +9,8 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -27,7 +27,9 @@ BUSY_SECONDS = 0.5
 """Pause before another look, when other runners hold all that is left."""
 
 
-def execute(tasks: Sequence[Task], store: Store, workers: int, threads: int) -> Iterator[Event]:
+def execute(
+    tasks: Sequence[Task], store: Store, workers: int, threads: int
+) -> Generator[Event, None, None]:
     """Runs cells and writes their records; skips those that another runner finished meanwhile.
 
     Args:
@@ -42,12 +44,13 @@ def execute(tasks: Sequence[Task], store: Store, workers: int, threads: int) -> 
         events = _in_this_process(queue)
     else:
         events = _in_workers(queue, min(workers, len(tasks)), threads)
-    for event in events:
-        if isinstance(event, Finished):
-            queue.finish(event)
-        elif isinstance(event, Stopped):
-            queue.release(event.key)
-        yield event
+    with closing(events):
+        for event in events:
+            if isinstance(event, Finished):
+                queue.finish(event)
+            elif isinstance(event, Stopped):
+                queue.release(event.key)
+            yield event
 
 
 @dataclass
@@ -96,7 +99,7 @@ class _Queue:
         self.taken.pop(key)[1].close()
 
 
-def _in_this_process(queue: _Queue) -> Iterator[Event]:
+def _in_this_process(queue: _Queue) -> Generator[Event, None, None]:
     while queue.tasks:
         task = queue.take()
         if task is not None:
@@ -112,7 +115,7 @@ class _Worker:
     task: Task | None = None
 
 
-def _in_workers(queue: _Queue, count: int, threads: int) -> Iterator[Event]:
+def _in_workers(queue: _Queue, count: int, threads: int) -> Generator[Event, None, None]:
     workers = [_start_worker(threads) for _ in range(count)]
     try:
         while True:
@@ -168,7 +171,8 @@ def _receive(worker: _Worker) -> Event:
 def _start_worker(threads: int) -> _Worker:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_work, args=(there, threads), daemon=True)
+    # No daemon, since these may have no children, such as those that decode images.
+    process = context.Process(target=_work, args=(there, threads))
     process.start()
     there.close()
     return _Worker(process, here)
@@ -180,7 +184,8 @@ def _work(connection: Connection, threads: int) -> None:
     set_up_process(threads)
     try:
         while True:
-            for event in run_cell(connection.recv()):
-                connection.send(event)
+            with closing(run_cell(connection.recv())) as events:
+                for event in events:
+                    connection.send(event)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import math
-import os
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 
 from bench.errors import UsageError
 from bench.executors import execute
+from bench.folders import cores
 from bench.live import View
 from bench.resolve import Plan
 from bench.runner import Finished, Note, Progress, Task
@@ -33,6 +35,7 @@ class Settings:
         threads: of the CPU, for each cell.
         deadline: Unix time at which to save and stop; infinity: never.
         checkpoint_seconds: wall-clock between checkpoints of a cell.
+        decoders: processes of a cell that decode images; 0: the cores, shared among the workers.
     """
 
     device: str
@@ -40,6 +43,7 @@ class Settings:
     threads: int = 1
     deadline: float = math.inf
     checkpoint_seconds: float = 60.0
+    decoders: int = 0
 
 
 def chosen(plan: Plan, only: str | None) -> list[Cell]:
@@ -100,7 +104,10 @@ def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> No
         raise UsageError(f"--records: cannot write in {store.folder} ({error}).") from error
     if not ordered:
         return
-    workers = settings.workers or (_cores() if settings.device == "cpu" else 1)
+    workers = settings.workers or (cores() if settings.device == "cpu" else 1)
+    workers = min(workers, len(ordered))
+    decoders = settings.decoders or max(1, cores() // workers)
+    settings = dataclasses.replace(settings, decoders=decoders)
     with View(ordered) as view:
         for depends in (False, True):
             wave = [
@@ -112,13 +119,15 @@ def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> No
             ready = [task for task in wave if not task.source or task.source.record.exists()]
             if not ready:
                 continue
-            for event in execute(ready, store, min(workers, len(ready)), settings.threads):
-                if isinstance(event, Progress):
-                    view.progress(event.key, event.done)
-                elif isinstance(event, Finished):
-                    view.finish(event.key, event.record)
-                elif isinstance(event, Note):
-                    view.say(event.text)
+            # Closed at once whatever happens here, so that no worker is waited for at the exit.
+            with closing(execute(ready, store, min(workers, len(ready)), settings.threads)) as run:
+                for event in run:
+                    if isinstance(event, Progress):
+                        view.progress(event.key, event.done)
+                    elif isinstance(event, Finished):
+                        view.finish(event.key, event.record)
+                    elif isinstance(event, Note):
+                        view.say(event.text)
 
 
 def _steps(cell: Cell) -> int:
@@ -145,6 +154,8 @@ def _task(
         deadline=settings.deadline,
         source=source,
         init=plan.init,
+        start=plan.start,
+        decoders=settings.decoders,
     )
 
 
@@ -161,10 +172,3 @@ def verdict(store: Store, cells: list[Cell], deadline: float) -> int:
         return CELLS_LEFT
     fine = all(record is not None and record.status == "ok" for record in found)
     return DONE if fine else CELL_FAILED
-
-
-def _cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -12,9 +12,10 @@ from typing import Any
 
 import msgspec
 
-from bench import datasets, recipes
+from bench import datasets, folders, recipes, streaming
 from bench.datasets import Arrays, DatasetInfo
 from bench.errors import BudgetExceeded, DataError, SuiteError, UnknownName, with_choices
+from bench.folders import Folder
 from bench.initial import RANDOM, content, located
 from bench.networks import probe
 from bench.planning import MAX_STEPS, check_plan
@@ -46,6 +47,8 @@ class Plan:
         dataset: name of the data set.
         recipe: how every cell is trained.
         data: folder of the data sets.
+        start: folder from which a relative path of the data set starts.
+        notes: what people should know of the data, a line each.
         init: where the first weights come from, see `bench.initial`.
     """
 
@@ -54,6 +57,8 @@ class Plan:
     recipe: Recipe
     data: Path
     init: str
+    start: Path = Path()
+    notes: tuple[str, ...] = ()
 
 
 def resolve(suite: Suite, data: Path) -> Plan:
@@ -65,18 +70,43 @@ def resolve(suite: Suite, data: Path) -> Plan:
     if suite.prunable not in PRESETS:
         raise UnknownName(f"{suite.where}: prunable", "preset", suite.prunable, PRESETS)
     recipe = recipes.load(suite.recipe, f"{suite.where}: recipe", suite.folder)
-    arrays = load_arrays(suite.dataset, data)
+    _check_recipe(recipe, suite)
+    arrays = load_data(suite.dataset, recipe, data, suite.folder)
     _check_crop(recipe, arrays.info, suite)
     init = located(suite.init, suite.folder, f"{suite.where}: init")
     cells = tuple(_Resolver(suite, recipe, arrays, init).cells())
     _check_different(cells, suite)
-    return Plan(Manifest(suite.name, suite.title, cells), suite.dataset, recipe, data, init)
+    manifest = Manifest(suite.name, suite.title, cells)
+    notes = arrays.notes if isinstance(arrays, Folder) else ()
+    return Plan(manifest, suite.dataset, recipe, data, init, suite.folder, notes)
 
 
 @functools.lru_cache(maxsize=2)
 def load_arrays(name: str, folder: Path) -> Arrays:
     """A data set, kept in memory for the next cell."""
     return datasets.load(name, folder)
+
+
+def load_data(name: str, recipe: Recipe, data: Path, start: Path) -> Arrays | Folder:
+    """Any data set: arrays in memory, or a folder's list of files.
+
+    Args:
+        name: the suite's.
+        recipe: says the size of a folder's images.
+        data: folder of the data sets.
+        start: folder from which a relative path in the name starts.
+
+    Raises:
+        DataError: it is missing, damaged, or not such data.
+    """
+    if not folders.is_folder(name):
+        return load_arrays(name, data)
+    return _load_folder(folders.locate(name, data, start), data, recipe.image_size)
+
+
+@functools.lru_cache(maxsize=2)
+def _load_folder(root: Path, data: Path, image_size: int) -> Folder:
+    return folders.load(root, data, image_size)
 
 
 def make_method(name: str, options: Mapping[str, Scalar], where: str) -> SparsityMethod:
@@ -111,6 +141,24 @@ def make_budget(spec: BudgetSpec, recipe: Recipe, examples: int) -> Budget:
     return Budget(steps, per_epoch, examples, recipe.drops)
 
 
+def _check_recipe(recipe: Recipe, suite: Suite) -> None:
+    """Whether the recipe says what a folder needs, and nothing that arrays have no use for."""
+    where = f"{suite.where}: recipe {suite.recipe}"
+    if not folders.is_folder(suite.dataset):
+        if recipe.area != (1.0, 1.0) or recipe.auto_augment:
+            raise SuiteError(
+                f"{where}: area and auto_augment are for folders of images; {suite.dataset} has "
+                "arrays of pixels, which are cropped by crop."
+            )
+    elif not recipe.image_size:
+        raise SuiteError(
+            f"{where}: does not say image_size, the side in pixels of the squares that the images "
+            f"of {suite.dataset} are made into. Add a line such as image_size = 224."
+        )
+    else:
+        streaming.check(recipe, where)
+
+
 def _check_crop(recipe: Recipe, info: DatasetInfo, suite: Suite) -> None:
     _, height, width = info.shape
     if recipe.crop >= min(height, width):
@@ -139,7 +187,7 @@ class _Resolver:
 
     suite: Suite
     recipe: Recipe
-    arrays: Arrays
+    arrays: Arrays | Folder
     first_weights: str = RANDOM
 
     def cells(self) -> list[Cell]:

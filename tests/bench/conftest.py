@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import methods
-from bench import cli
+from bench import cli, datasets
 from tests.bench.cells import Outcome
 
 
@@ -29,20 +29,24 @@ def call(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """Installs a package whose module `outside_methods` has a text, and offers methods of it."""
+    """Installs a package whose module `outside_methods` has a text, and offers what is in it."""
 
-    def install(source: str, name: str = "outside", **offers: str) -> Path:
+    def install(
+        source: str, name: str = "outside", group: str = methods.GROUP, **offers: str
+    ) -> Path:
         info = tmp_path / "site" / f"{name}-1.0.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         lines = "\n".join(f"{offer} = {target}" for offer, target in offers.items())
-        (info / "entry_points.txt").write_text(f"[sparsebench.methods]\n{lines}\n")
+        (info / "entry_points.txt").write_text(f"[{group}]\n{lines}\n")
         (info.parent / "outside_methods.py").write_text(source)
         if str(info.parent) not in sys.path:
             monkeypatch.setattr(sys, "path", [*sys.path, str(info.parent)])
         methods._entry_points.cache_clear()
+        datasets._entry_points.cache_clear()
         return info.parent
 
     yield install
     sys.modules.pop("outside_methods", None)
     methods._entry_points.cache_clear()
+    datasets._entry_points.cache_clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from bench import datasets
-from bench.data import BatchStream, Data, crop_windows, to_device
+from bench.data import BatchStream, Data, crop_windows, rotated, to_device
 from bench.datasets import Arrays, DatasetInfo
 from bench.errors import DataError
 from bench.recipes import Recipe
@@ -258,3 +259,79 @@ def test_too_few_images_for_one_batch_are_refused():
     ):
         data(used)
     assert len(data(dataclasses.replace(used, validation=18)).train) == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "known"),
+    [
+        ({}, "cce1a61353b7fcf5"),
+        ({"crop": 1}, "b10da39848d815ba"),
+        ({"flip": True}, "826e6f8c3c1150d9"),
+        ({"crop": 2, "flip": True, "padding": "reflect", "validation": 6}, "2e65d6e21d7c8569"),
+    ],
+)
+def test_batches_are_those_of_the_first_release(fields, known):
+    # Committed records were trained on them.
+    used = recipe(**fields)
+    one = BatchStream(data(used), used, 3, "order")
+    digest = hashlib.blake2b(digest_size=8)
+    for position in (0, 4, 5, 11):
+        for tensor in one.batch(position):
+            digest.update(tensor.contiguous().numpy().tobytes())
+    assert digest.hexdigest() == known
+
+
+def test_without_normalisation_pixels_are_scaled_to_one():
+    used = data(recipe(normalise=False))
+    images = used.normalise(used.test.images)
+    assert torch.equal(images.permute(0, 2, 3, 1), used.test.images / 255)
+
+
+def test_a_quarter_turn_is_that_of_numpy():
+    square = torch.from_numpy(arrays(3).x_train[:, :5])
+    turned = rotated(square, torch.tensor([90.0, -90.0, 0.0]))
+    wanted = [np.rot90(square[i].numpy(), turns) for i, turns in ((0, 1), (1, -1), (2, 0))]
+    assert torch.allclose(turned, torch.from_numpy(np.stack(wanted)).float(), atol=1e-3)
+
+
+def test_half_a_turn_of_an_image_that_is_no_square():
+    images = torch.from_numpy(arrays(1).x_train)
+    turned = rotated(images, torch.tensor([180.0]))
+    assert torch.allclose(turned, images.flip(1, 2).float(), atol=1e-3)
+
+
+def test_a_turn_keeps_distances_in_images_that_are_no_squares():
+    # One bright pixel 4 to the right of the centre ends 4 above it.
+    images = torch.zeros(1, 11, 21, 1, dtype=torch.uint8)
+    images[0, 5, 14] = 200
+    turned = rotated(images, torch.tensor([90.0]))[0, :, :, 0]
+    assert turned[1, 10] == pytest.approx(200, abs=0.1)
+    assert turned.sum() == pytest.approx(200, abs=0.5)
+
+
+def test_what_lies_outside_a_turned_image_is_as_at_its_border():
+    images = torch.full((1, 8, 8, 1), 77, dtype=torch.uint8)
+    assert torch.allclose(rotated(images, torch.tensor([45.0])), torch.tensor(77.0))
+
+
+def test_angles_are_spread_to_either_side_and_leave_the_rest_of_the_stream():
+    used = data(count=200)
+    one = BatchStream(used, recipe(rotate=10.0, flip=True, crop=1), 0, "order")
+    plain = BatchStream(used, recipe(flip=True, crop=1), 0, "order")
+    one.batch(0)
+    plain.batch(0)
+    assert torch.equal(one.order, plain.order)
+    assert torch.equal(one.rows, plain.rows)
+    assert torch.equal(one.mirrored, plain.mirrored)
+    assert -10 <= one.angles.min() < -8
+    assert 8 < one.angles.max() <= 10
+    whole = BatchStream(used, recipe(rotate=10.0), 0, "order", augmented=False)
+    assert whole.rotate == 0
+
+
+def test_a_turned_batch_is_its_images_turned():
+    turning = stream(rotate=30.0)
+    found, _ = turning.batch(6)
+    part = slice(4, 8)
+    pixels = torch.from_numpy(arrays().x_train)[turning.order[part]]
+    assert torch.equal(found, data().normalise(rotated(pixels, turning.angles[part])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torchvision
 from bench import datasets
 from bench.datasets import ARRAYS, DATASETS, Arrays
 from bench.errors import DataError, UnknownName
-from tests.bench.cells import digits_like
+from tests.bench.cells import digits_like, write_recipe, write_suite
 
 
 def save(folder: Path, **changes: object) -> Path:
@@ -160,6 +161,33 @@ def test_a_missing_file_is_downloaded_once_and_cached(tmp_path, download):
 
 
 @pytest.mark.parametrize(
+    ("name", "kind", "shape"),
+    [
+        ("fashion_mnist", "FashionMNIST", (28, 28)),
+        ("cifar10", "CIFAR10", (32, 32, 3)),
+        ("cifar100", "CIFAR100", (32, 32, 3)),
+    ],
+)
+def test_every_data_set_of_the_table_is_had_from_its_own_class(name, kind, shape, monkeypatch):
+    info = DATASETS[name]
+
+    class Loader:
+        def __init__(self, root: str, *, train: bool, download: bool) -> None:
+            assert download
+            self.data = np.full((info.classes, *shape), 7 if train else 9, np.uint8)
+            self.targets = list(range(info.classes))
+
+    monkeypatch.setattr(torchvision.datasets, kind, Loader)
+    with tempfile.TemporaryDirectory() as folder:
+        arrays = datasets.load(name, Path(folder))
+    assert arrays.x_train.shape[1:] == (*shape[:2], 3 if len(shape) == 3 else 1)
+    assert arrays.info.shape == (arrays.x_train.shape[3], *shape[:2])
+    assert (arrays.x_train.max(), arrays.x_test.min()) == (7, 9)
+    assert len(info.mean) == len(info.std) == info.shape[0]
+    assert arrays.y_test.max() + 1 == info.classes
+
+
+@pytest.mark.parametrize(
     "error",
     [OSError("no route to host"), RuntimeError("File not found or corrupted.\nno route to host")],
 )
@@ -303,3 +331,102 @@ def test_the_real_data_is_the_known_one(name, train, test, known, real_data):
     assert (arrays.x_train.shape, arrays.x_test.shape) == (train, test)
     assert arrays.hash == known
     check_constants(arrays)
+
+
+OUTSIDE = '''
+from pathlib import Path
+import numpy as np
+
+pixels = np.arange(40 * 6 * 5, dtype=np.int64).reshape(40, 6, 5) % 251
+
+def blobs(folder: Path):
+    """Forty blobs.
+
+    And more about them.
+    """
+    assert isinstance(folder, Path)
+    x, y = pixels.astype(np.uint8), np.arange(40) % 3
+    return {"x_train": x[:30], "y_train": y[:30], "x_test": x[30:], "y_test": y[30:]}
+
+def changed(**arrays):
+    return blobs(Path()) | arrays
+
+def as_list(folder): return [1, 2]
+def too_few(folder): return {name: value for name, value in blobs(folder).items() if "y" in name}
+def floats(folder): return changed(x_train=pixels[:30] / 255)
+def other_size(folder): return changed(x_test=pixels[30:, :4].astype(np.uint8))
+def fewer(folder): return changed(y_train=np.zeros(29, np.int64))
+def below(folder): return changed(y_test=np.arange(10) - 1)
+def fractions(folder): return changed(y_test=np.arange(10) / 2)
+def fails(folder): raise RuntimeError("no such server")
+constant = 3
+'''
+OFFERS = ("blobs", "as_list", "too_few", "floats", "other_size", "fewer", "below", "fractions")
+OFFERS += ("fails", "constant")
+
+
+@pytest.fixture
+def others(package):
+    """A package that offers data sets, most of them wrong."""
+    offers = {name: f"outside_methods:{name}" for name in OFFERS}
+    package(OUTSIDE, group="sparsebench.datasets", lost="nowhere:lost", **offers)
+
+
+@pytest.mark.usefixtures("others")
+def test_a_data_set_of_another_package_is_described_by_its_arrays(tmp_path):
+    arrays = datasets.load("blobs", tmp_path)
+    assert arrays.info.shape == (1, 6, 5)
+    assert arrays.info.classes == 3
+    assert arrays.info.summary == "Forty blobs."
+    assert (arrays.x_train.shape, arrays.x_test.shape) == ((30, 6, 5, 1), (10, 6, 5, 1))
+    check_constants(arrays)
+
+
+@pytest.mark.usefixtures("others")
+@pytest.mark.parametrize(
+    ("name", "piece"),
+    [
+        ("as_list", "returned list; expected a mapping with x_train, y_train, x_test, y_test"),
+        ("too_few", "has no x_train, x_test"),
+        ("floats", "x_train is float64 (30, 6, 5); expected uint8"),
+        ("other_size", "x_test is uint8 (10, 4, 5, 1) and y_test (10,); expected uint8 (N, 6, 5"),
+        ("fewer", "x_train is uint8 (30, 6, 5, 1) and y_train (29,); expected"),
+        ("below", "y_test holds labels from -1 to 8"),
+        ("fractions", "y_train and y_test are int64 (30,), float64 (10,); expected integers"),
+        ("fails", "cannot be read (RuntimeError: no such server)"),
+        ("constant", "outside_methods:constant is no function"),
+        ("lost", "cannot be loaded from nowhere:lost (ModuleNotFoundError"),
+    ],
+)
+def test_what_another_package_does_wrong_is_said_in_one_line(name, piece, tmp_path):
+    with pytest.raises(DataError) as caught:
+        datasets.load(name, tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"data set {name!r} of outside")
+    assert piece in message
+    assert "\n" not in message
+
+
+@pytest.mark.usefixtures("others")
+def test_data_sets_of_other_packages_are_listed_and_trained_on(tmp_path, call):
+    listed = call("list", "datasets")
+    assert (listed.status, listed.err) == (0, "")
+    assert "Forty blobs." in listed.out
+    assert "cannot be loaded from nowhere:lost" in listed.out
+    recipe = write_recipe(tmp_path, "batch = 8\nlr = 0.1")
+    suite = write_suite(tmp_path, dataset='"blobs"', recipe=recipe)
+    planned = call("plan", suite)
+    assert planned.status == 0, planned.err
+    refused = call("plan", write_suite(tmp_path, dataset='"floats"', recipe=recipe))
+    assert refused.status == 2
+    assert refused.err.count("\n") == 1
+
+
+def test_two_packages_with_one_name_are_a_conflict(package, tmp_path, call):
+    offers = {"blobs": "outside_methods:blobs", "mnist": "outside_methods:blobs"}
+    package(OUTSIDE, group="sparsebench.datasets", **offers)
+    package(OUTSIDE, name="second", group="sparsebench.datasets", blobs="outside_methods:blobs")
+    with pytest.raises(DataError, match=r"of (outside|second) is offered by .* too: uninstall one"):
+        datasets.load("blobs", tmp_path)
+    said = call("list", "datasets").err
+    assert "data set 'mnist' of outside is not used: the table has one of that name." in said

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bench import evaluate as module
 from bench.data import Data, Split, to_device
 from bench.datasets import Arrays, DatasetInfo
-from bench.evaluate import evaluate
+from bench.evaluate import chunk_size, evaluate
 from bench.recipes import Recipe
 
 
@@ -104,3 +104,17 @@ def test_half_precision_is_summed_in_single():
     rows = torch.tensor([[0.0, 8.0, 0.0]]).repeat(200, 1)
     half = evaluate(Table(rows.to(torch.bfloat16)), used.test, used)
     assert half.loss == pytest.approx(evaluate(Table(rows), used.test, used).loss)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((1, 8, 8), 1000),
+        ((1, 28, 28), 1000),
+        ((3, 64, 64), 1000),
+        ((3, 224, 224), 81),
+        ((3, 5000, 5000), 1),
+    ],
+)
+def test_how_many_images_go_through_at_once_follows_from_their_shape(shape, size):
+    assert chunk_size(shape) == size

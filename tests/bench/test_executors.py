@@ -234,7 +234,7 @@ def test_the_limit_of_time_ends_with_status_5_and_loses_nothing(
 def test_workers_do_not_outnumber_the_cells(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(
-        executors, "_in_workers", lambda queue, count, _: started.append(count) or []
+        executors, "_in_workers", lambda queue, count, _: started.append(count) or (_ for _ in ())
     )
     suite = write_suite(tmp_path, METHODS)
     store = Store(tmp_path / "records", "tiny")
