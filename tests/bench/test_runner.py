@@ -111,7 +111,10 @@ def test_the_record_of_a_dense_network_by_hand(tmp_path):
     assert (record.suite, record.label, record.spec.method) == ("tiny", "dense", "dense")
     assert (record.spec.seed, record.spec.sparsity) == (3, 0.0)
     assert (record.steps, record.extra_batches, record.multiple) == (44, 0, 1.0)
-    assert record.phases == (PhaseResult("train", 44, 1.0, total=44),)
+    # 44 steps of 64 images, three passes through 50,200 weights.
+    training = 44 * 64 * 3 * 50_200
+    assert record.phases == (PhaseResult("train", 44, 1.0, total=44, train_macs=training),)
+    assert record.train_macs == training
     assert counts.parameters == counts.nonzero == WEIGHTS + BIASES
     assert counts.prunable == counts.prunable_nonzero == WEIGHTS
     assert counts.target_nonzero is None
@@ -135,8 +138,8 @@ def test_the_record_of_a_pruned_network_by_hand(tmp_path):
     assert record.status == "ok"
     assert (record.steps, record.extra_batches, record.multiple) == (52, 0, 52 / 44)
     assert record.phases == (
-        PhaseResult("dense", 44, 1.0, total=44),
-        PhaseResult("finetune", 8, 0.1, total=52),
+        PhaseResult("dense", 44, 1.0, total=44, train_macs=44 * 64 * 3 * 50_200),
+        PhaseResult("finetune", 8, 0.1, total=52, train_macs=8 * 64 * 3 * 5_020),
     )
     assert counts.target_nonzero == counts.prunable_nonzero == 5_020
     assert counts.reached_sparsity == pytest.approx(0.9)
