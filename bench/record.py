@@ -28,6 +28,7 @@ class LayerCount:
         live: non-zeros on a path of non-zeros from the image to an output (`bench.liveness`); None
             where that was not counted.
         live_units: outputs (filters) and inputs (channels) of the layer with such a weight.
+        elementwise: what convention B adds for the normalisation and activations of its output.
     """
 
     name: str
@@ -39,6 +40,7 @@ class LayerCount:
     prunable: bool
     live: int | None = None
     live_units: tuple[int, int] | None = None
+    elementwise: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,8 +18,8 @@ from safetensors.torch import save
 from torch import nn
 
 from bench import checkpoint, sources
+from bench.compact import compact_counts
 from bench.counting import count_layers, count_totals
-from bench.data import to_device
 from bench.environment import environment
 from bench.errors import CheckpointError, ContractBroken, DataError, Diverged, SourceMissing
 from bench.evaluate import Evaluation, evaluate
@@ -27,11 +27,22 @@ from bench.initial import RANDOM, first_network
 from bench.networks import make_model
 from bench.prunable import promised, prunable_names
 from bench.recipes import Recipe
-from bench.record import SCHEMA, Counts, Expected, LayerCount, PhaseResult, Record, Status, Times
-from bench.resolve import load_arrays, make_budget, make_method
+from bench.record import (
+    SCHEMA,
+    Compact,
+    Counts,
+    Expected,
+    LayerCount,
+    PhaseResult,
+    Record,
+    Status,
+    Times,
+)
+from bench.resolve import load_data, make_budget, make_method
 from bench.seeds import derive
 from bench.sources import SourceFiles
 from bench.store import Cell, write_atomically
+from bench.streaming import to_device
 from bench.trainer import Ended, Tensors, Trainer
 from methods.allocation import keep_count
 from methods.masking import GROWN
@@ -54,6 +65,8 @@ class Task:
         deadline: Unix time at which to save and stop; infinity: never.
         source: files of the cell's source, if it names one.
         init: where the first weights come from, see `bench.initial`.
+        start: folder from which a relative path of the data set starts.
+        decoders: processes that decode images.
     """
 
     cell: Cell
@@ -68,6 +81,8 @@ class Task:
     deadline: float
     source: SourceFiles | None = None
     init: str = RANDOM
+    start: Path = Path()
+    decoders: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +133,7 @@ def set_up_process(threads: int) -> None:
     torch.set_flush_denormal(True)
 
 
-def run_cell(task: Task) -> Iterator[Event]:
+def run_cell(task: Task) -> Generator[Event, None, None]:
     """Trains one cell, from its checkpoint if there is one, and measures it.
 
     Yields:
@@ -141,6 +156,8 @@ def run_cell(task: Task) -> Iterator[Event]:
     except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())  # one line
         record = attempt.record("failed", reason, traceback=traceback.format_exc())
+    finally:
+        attempt.close()
     yield Finished(spec.key, record)
 
 
@@ -153,11 +170,16 @@ class _Attempt:
     source_multiple: float = 0.0
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
+    def close(self) -> None:
+        """Ends the processes that decode images, if there are any."""
+        if data := getattr(self, "data", None):
+            data.close()
+
     def build(self) -> None:
         """Makes the network and everything around it, as before the first step."""
         task, spec = self.task, self.task.cell.spec
         self.device = torch.device(task.device)
-        arrays = load_arrays(spec.dataset, task.data)
+        arrays = load_data(spec.dataset, task.recipe, task.data, task.start)
         if arrays.hash != spec.data_hash:
             raise DataError(
                 f"{spec.dataset} in {task.data} changed since the suite was resolved (content "
@@ -168,7 +190,8 @@ class _Attempt:
         model = self.first_model()
         self.structure = _structure(model)
         self.names = prunable_names(model, self.method, spec.prunable, spec.sparsity)
-        self.data = to_device(arrays, task.recipe, self.device)
+        self.close()  # of a try before this one
+        self.data = to_device(arrays, task.recipe, self.device, task.decoders)
         self.budget = make_budget(spec.budget, task.recipe, len(self.data.train))
         self.density = None if spec.sparsity is None else 1 - spec.sparsity
         source = None
@@ -201,9 +224,7 @@ class _Attempt:
         """A randomly initialised network, on the device; each draw differs."""
         spec, kind = self.task.cell.spec, self.task.recipe.initialisation
         seed = derive(spec.seed, "draw", draw) if draw else spec.seed
-        return self.placed(
-            make_model(spec.model, self.info, dict(spec.model_options), seed, kind)
-        )
+        return self.placed(make_model(spec.model, self.info, dict(spec.model_options), seed, kind))
 
     def placed(self, model: nn.Module) -> nn.Module:
         """The network as cells train it."""
@@ -261,7 +282,9 @@ class _Attempt:
     def _measured(self, ended: Ended) -> PhaseResult:
         result = self.trainer.cursor.phases[ended.index]
         model, found = self._tested(ended.end)
-        counts = self._counts(model, count_layers(model, self.data.info.shape, self.names))
+        counts = self._counts(
+            model, count_layers(model, self.data.info.shape, self.names, live=True)
+        )
         asked = self.trainer.plan[ended.index].density
         if asked is not None:
             counts = dataclasses.replace(counts, target_nonzero=keep_count(counts.prunable, asked))
@@ -314,7 +337,7 @@ class _Attempt:
         model, found = self._tested(trained.state_dict())
         if not math.isfinite(found.loss):
             raise Diverged("the finished network's outputs are not finite")
-        layers = count_layers(model, self.data.info.shape, self.names)
+        layers = count_layers(model, self.data.info.shape, self.names, live=True)
         counts = self._counts(model, layers)
         status, reason = self._judged(found, counts)
         # Tied weights share memory, which safetensors refuses: hence the copies.
@@ -413,6 +436,7 @@ class _Attempt:
         nonzero = {name: int(weight.count_nonzero()) for name, weight in weights.items()}
         grown = sum(int((weight.abs() <= GROWN).sum()) for weight in weights.values())
         zeros = prunable - sum(nonzero.values())
+        live = [line.live for line in layers if line.prunable and line.live is not None]
         return Counts(
             parameters=totals.parameters,
             nonzero=totals.nonzero,
@@ -424,7 +448,17 @@ class _Attempt:
             macs=totals.macs,
             dead=tuple(name for name, count in nonzero.items() if count == 0),
             filters=self._filters(weights) if self.method.controls == "filters" else None,
+            elementwise=totals.elementwise,
+            live=sum(live) if live else None,
+            live_macs=totals.live_macs,
+            compact=self._compact(model),
         )
+
+    def _compact(self, model: nn.Module) -> Compact | None:
+        # With `bn_leak` a pruned filter still sends on a constant: nobody would cut it out.
+        if getattr(self.method, "bn_leak", False):
+            return None
+        return compact_counts(model, self.data.info.shape)
 
     def _filters(self, weights: Tensors) -> tuple[int, int, int]:
         """Filters of the prunable weights: all, asked to remain, with a weight that is not zero."""

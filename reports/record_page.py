@@ -112,7 +112,21 @@ def _counted(counts: Counts) -> Iterator[tuple[str, str]]:
     yield "reached sparsity", f"{counts.reached_sparsity:.6f}"
     if counts.idle:
         yield "grown, but never trained", f"{counts.idle:,} weights"
-    yield "MACs", f"{counts.macs:,} of {counts.dense_macs:,}"
+    if counts.live is not None:
+        yield "on a live path", f"{counts.live:,} prunable weights"
+        yield "effective sparsity", f"{counts.effective_sparsity:.6f}"
+    yield "MACs A", f"{counts.macs:,} of {counts.dense_macs:,}"
+    if counts.live_macs is not None:
+        yield "MACs A on live paths", f"{counts.live_macs:,}"
+    if counts.elementwise is not None:
+        sparse, dense = (macs + counts.elementwise for macs in (counts.macs, counts.dense_macs))
+        yield "MACs B", f"{sparse:,} of {dense:,}"
+    if counts.compact is not None:
+        smaller = counts.compact
+        yield (
+            "without dead channels",
+            f"{smaller.parameters:,} parameters, {smaller.dense_macs:,} MACs A",
+        )
     if counts.filters is not None:
         total, asked, left = counts.filters
         yield "filters", f"{left:,} of {total:,} are left, asked for {asked:,}"
@@ -144,8 +158,14 @@ def _layers(record: Record) -> str:
             f"{layer.nonzero / layer.weights:.4f}" if layer.weights else "",
             f"{layer.macs:,}",
             f"{layer.dense_macs:,}",
+            f"{layer.elementwise:,}",
+            "" if layer.live is None else f"{layer.live:,}",
+            "" if layer.live_units is None else " x ".join(map(str, layer.live_units)),
         )
         for layer in record.layers
     ]
-    headers = ("layer", "shape", "non-zeros", "weights", "density", "MACs", "dense MACs")
+    headers = (
+        *("layer", "shape", "non-zeros", "weights", "density", "MACs", "dense MACs"),
+        *("B adds", "live", "live outputs x inputs"),
+    )
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)

@@ -8,11 +8,13 @@ import os
 import re
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 from rich.console import Console
 
 from bench import live
@@ -146,6 +148,34 @@ def test_what_cannot_run_is_refused_with_one_line_and_nothing_written(
         (
             ("count", "resnet20", "--input", "3x32x32", "--option", "shortcut"),
             "--option shortcut: give name=value",
+        ),
+        (
+            ("count", "lenet5", "--input", "1x28x28", "--scope", "erk"),
+            "--scope erk: give --sparsity too, such as 0.9.",
+        ),
+        (
+            ("count", "lenet5", "--input", "1x28x28", "--sparsity", "1"),
+            "--sparsity 1: must be at least 0 and below 1.",
+        ),
+        (
+            ("count", "lenet5", "--input", "1x28x28", "--sparsity", "nan"),
+            "--sparsity nan: must be at least 0 and below 1.",
+        ),
+        (
+            ("count", "lenet5", "--input", "1x28x28", "--sparsity", "0.9", "--scope", "global"),
+            "--scope global: ranks the weights of all layers together, which only a trained",
+        ),
+        (
+            ("count", "lenet5", "--input", "1x28x28", "--sparsity", "0.9", "--scope", "unifrm"),
+            "--scope: no such scope: 'unifrm'. Did you mean 'uniform'? Known: er, erk, uniform.",
+        ),
+        (
+            ("count", "lenet5", "--input", "1x28x28", "--prunable", "dfp"),
+            "--prunable: no such preset: 'dfp'. Did you mean 'dpf'?",
+        ),
+        (
+            ("count", "lenet_300_100", "--input", "1x28x28", "--prunable", "dpf"),
+            "prunable = 'dpf' leaves LeNet300100 no weight",
         ),
     ],
     ids=str,
@@ -418,7 +448,76 @@ def test_count_prints_layers_and_totals(call):
     text = call("count", "lenet_300_100", "--input", "1x28x28").out
     assert re.search(r"\| fc1\.weight +\| 300x784 +\| 235,200 +\| 235,200 +\|", text)
     assert re.search(r"\| parameters +\| 266,610 +\|", text)
-    assert re.search(r"\| dense_macs +\| 266,200 +\|", text)
+    assert re.search(r"\| MACs A +\| 266,200 +\|", text)
+    assert re.search(r"\| MACs B +\| 266,600 +\|", text)  # 300 and 100 ReLUs
+    assert "left" not in text
+
+
+RESNET50 = ("count", "timm:resnet50", "--input", "3x224x224", "--json", "--sparsity")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        # RigL prints 0.42, 0.24 and 0.12 (Evci et al., 2020, figure 2).
+        (("0.8", "--scope", "erk"), {"mac_fraction": 0.414}),
+        (("0.9",), {"mac_fraction": 0.242, "scope": "erk"}),
+        (("0.95", "--scope", "erk"), {"mac_fraction": 0.122}),
+        # All layers but the first at the sparsity: 0.23 for 80 %.
+        (("0.8", "--scope", "uniform", "--prunable", "rigl-uniform"), {"mac_fraction": 0.223}),
+        # Lin et al., 2020, table 3: 6.79M and 4.45M left, 73.5 % and 82.6 %.
+        (
+            ("0.8", "--scope", "uniform", "--prunable", "dpf"),
+            {"nonzero": 6_793_102, "sparsity_of_all": 0.734, "prunable": 23_454_912},
+        ),
+        (
+            ("0.9", "--scope", "uniform", "--prunable", "dpf"),
+            {"nonzero": 4_447_611, "sparsity_of_all": 0.826, "reached_sparsity": 0.9},
+        ),
+    ],
+    ids=str,
+)
+def test_count_at_a_sparsity_gives_the_papers_numbers(arguments, expected, call):
+    found = json.loads(call(*RESNET50, *arguments).out)
+    rounded = {n: round(v, 3) if isinstance(v, float) else v for n, v in found.items()}
+    assert expected == {name: rounded[name] for name in expected}
+    layers = found["layers"]
+    assert found["macs"] == sum(layer["macs"] for layer in layers)
+    assert found["macs_b"] - found["macs"] == found["elementwise"] == 31_836_672
+    assert found["prunable_nonzero"] == sum(r["nonzero"] for r in layers if r["prunable"])
+    first = layers[0]
+    assert first["macs"] * first["weights"] == first["dense_macs"] * first["nonzero"]
+
+
+def test_count_prints_what_each_layer_keeps(call):
+    arguments = ("--input", "1x28x28", "--sparsity", "0.9", "--scope", "uniform")
+    text = call("count", "lenet_300_100", *arguments).out
+    row = next(line for line in text.splitlines() if "fc2.weight" in line)
+    cells = [cell.strip() for cell in row.strip("|").split("|")][1:]
+    assert cells == ["100x300", "30,000", "3,000", "0.1000", "30,000", "3,000", "100"]
+    assert re.search(r"\| prunable left +\| 26,620 +\|", text)
+    assert re.search(r"\| fraction of MACs A +\| 0\.1000 +\|", text)
+
+
+def test_a_model_that_needs_values_is_counted_all_the_same(call, monkeypatch):
+    import models
+
+    def build(shape, classes):
+        layer = torch.nn.Linear(4, classes)
+        assert float(layer.weight.sum()) < 100  # which has no answer without values
+        return torch.nn.Sequential(torch.nn.Flatten(), layer)
+
+    monkeypatch.setattr(models, "_builder", lambda name: build)
+    found = json.loads(call("count", "lenet5", "--input", "1x2x2", "--json").out)
+    assert (found["weights"], found["nonzero"]) == (40, 50)
+
+
+@pytest.mark.parametrize("model", ["conv6", "wrn_28_10", "densenet_bc_100_12", "alexnet_b"])
+def test_count_takes_less_than_three_seconds(model, call):
+    call("count", "lenet5", "--input", "1x28x28")  # imports
+    started = time.perf_counter()
+    assert call("count", model, "--input", "3x32x32", "--sparsity", "0.9").status == 0
+    assert time.perf_counter() - started < 3
 
 
 def test_an_interrupted_run_says_that_it_goes_on(call, tmp_path, monkeypatch):

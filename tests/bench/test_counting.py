@@ -8,10 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.counting import ACTIVATIONS, Totals, _product, count_layers, count_totals
-from models import create_model
+from bench.counting import (
+    ACTIVATIONS,
+    Totals,
+    _product,
+    count_layers,
+    count_totals,
+    with_kept,
+)
+from models import MODELS, create_model
 
 
 @pytest.fixture(autouse=True)
@@ -69,23 +77,33 @@ def test_totals_of_known_networks_are_exact(name, options, shape, expected):
     )
 
 
+TIMM = {
+    "resnet50": 64,
+    "mobilenetv3_small_050": 64,
+    "efficientnet_b0": 64,
+    "convnext_atto": 64,
+    "regnety_002": 64,
+    "densenet121": 64,
+    "vgg11": 64,
+    "inception_v3": 128,
+    "vit_tiny_patch16_224": 32,
+    "swin_tiny_patch4_window7_224": 224,
+    "mixer_s32_224": 224,
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "shape"),
-    [
-        ("lenet_300_100", (1, 28, 28)),
-        ("lenet5", (1, 28, 28)),
-        ("resnet20", (3, 32, 32)),
-        ("timm:resnet50", (3, 64, 64)),
-        ("timm:mobilenetv3_small_050", (3, 64, 64)),
-        ("timm:convnext_atto", (3, 64, 64)),
-        ("timm:vit_tiny_patch16_224", (3, 32, 32)),
-    ],
+    ("name", "size"),
+    [*((name, 32) for name in MODELS), *((f"timm:{name}", size) for name, size in TIMM.items())],
 )
-def test_dense_macs_are_half_of_the_flops_that_torch_counts(name, shape):
-    model = create_model(name, shape).eval()
+def test_dense_macs_are_half_of_the_flops_that_torch_counts(name, size):
+    shape = (3, size, size)
+    with torch.device("meta"):
+        model = create_model(name, shape).eval()
+        image = torch.zeros(1, *shape)
     # Not every release of torch counts the attention kernel of the CPU; all count its plain form.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:
-        model(torch.zeros(1, *shape))
+        model(image)
     assert 2 * totals_of(model, shape).dense_macs == flops.get_total_flops()
 
 
@@ -143,6 +161,9 @@ LAYERS = {
     "transposed": nn.ConvTranspose2d(4, 3, 3, bias=False),
     "transposed strided": nn.ConvTranspose2d(4, 3, 3, stride=2, padding=1, bias=False),
     "transposed grouped": nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2, bias=False),
+    "transposed padded": nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, groups=2, bias=False),
+    "dilated strided": nn.Conv2d(4, 4, 3, stride=2, dilation=2, padding=3, groups=2, bias=False),
+    "multiplier": nn.Conv2d(3, 6, 3, stride=2, padding=1, groups=3, bias=False),
     "linear": nn.Linear(12, 7, bias=False),
 }
 
@@ -189,6 +210,182 @@ def test_macs_of_a_masked_network_are_the_sum_over_its_layers():
     assert (totals.norm, totals.bias, totals.weights) == (8, 4 + 4 + 5, 72 + 36 + 180)
     assert totals.macs == 11 * 64 + 7 * 9 + 20
     assert totals.nonzero == sum(int((p != 0).sum()) for p in network.parameters())
+
+
+def bruteforce(layers: list[nn.Module], x: Tensor) -> tuple[Tensor, int]:
+    """A network by plain loops, and its multiplications by weights that are not zero."""
+    loops = {nn.Conv2d: convolve, nn.ConvTranspose2d: scatter, nn.Linear: multiply}
+    total = 0
+    for layer in layers:
+        if type(layer) in loops:
+            x, count = loops[type(layer)](layer, x)
+            total += count
+        else:
+            x = layer(x[None])[0]
+    return x, total
+
+
+NETWORKS: dict[str, tuple[list[nn.Module], tuple[int, ...]]] = {
+    "depthwise separable": (
+        [
+            nn.Conv2d(2, 3, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(3),
+            nn.ReLU6(),
+            nn.Conv2d(3, 3, 3, padding=1, groups=3, bias=False),
+            nn.Conv2d(3, 4, 1, bias=False),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(4 * 2 * 2, 3, bias=False),
+        ],
+        (2, 8, 7),
+    ),
+    "down and up": (
+        [
+            nn.ZeroPad2d(1),
+            nn.Conv2d(2, 4, 3, stride=2, dilation=2, bias=False),
+            nn.LeakyReLU(),
+            nn.ConvTranspose2d(4, 2, 3, stride=2, padding=1, groups=2, bias=False),
+        ],
+        (2, 7, 9),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_macs_of_masked_networks_equal_their_multiplications_in_plain_loops(name):
+    layers, shape = NETWORKS[name]
+    network = nn.Sequential(*layers).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for layer in layers:
+            if isinstance(layer, _ConvNd | nn.Linear):
+                layer.weight.normal_(generator=generator)
+                layer.weight *= torch.rand(layer.weight.shape, generator=generator) < 0.3
+        x = torch.randn(shape, generator=generator)
+        y, count = bruteforce(layers, x)
+        torch.testing.assert_close(network(x[None])[0], y)
+    assert totals_of(network, shape).macs == count
+
+
+@pytest.mark.parametrize(
+    ("name", "macs"),
+    [
+        # Convention A + 3 operations for each output of a normalisation: DPF's 216M, 848M, 3366M.
+        ("wrn_28_2", 214_353_152 + 3 * 475_136),
+        ("wrn_28_4", 845_597_184 + 3 * 933_888),
+        ("wrn_28_8", 3_360_084_992 + 3 * 1_851_392),
+    ],
+)
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_convention_b_gives_the_macs_that_dpf_prints(name, macs, context):
+    shape = (3, 32, 32)
+    with torch.device("meta"):
+        model = create_model(name, shape)
+    # In inference mode, PyTorch hands over whole layers instead of their parts.
+    inner, model.forward = model.forward, lambda x: context()(inner)(x)
+    counted = totals_of(model, shape)
+    assert counted.dense_macs + counted.elementwise == macs
+
+
+ELEMENTWISE = [
+    (nn.BatchNorm2d(4), 2),
+    (nn.BatchNorm2d(4, affine=False), 1),
+    (nn.GroupNorm(2, 4), 2),
+    (nn.GroupNorm(2, 4, affine=False), 1),
+    (nn.LayerNorm((4, 3, 3)), 2),
+    (nn.LayerNorm((4, 3, 3), elementwise_affine=False), 1),
+    (nn.InstanceNorm2d(4, affine=True), 2),
+    *((activation, 1) for activation in (nn.ReLU(), nn.ReLU6(), nn.Hardtanh(), nn.LeakyReLU())),
+    *((activation, 1) for activation in (nn.ReLU(inplace=True), nn.GELU(), nn.SiLU(), nn.ELU())),
+    *((activation, 1) for activation in (nn.Hardswish(), nn.PReLU(), nn.Mish(), nn.SELU())),
+    *((free, 0) for free in (nn.MaxPool2d(3, 1, 1), nn.AvgPool2d(3, 1, 1), nn.Sigmoid())),
+]
+
+
+@pytest.mark.parametrize(("layer", "operations"), ELEMENTWISE, ids=str)
+def test_convention_b_counts_operations_for_each_output(layer, operations):
+    # 4 maps of 3x3; the bias and the classifier add nothing.
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), layer, nn.Flatten(), nn.Linear(36, 2))
+    lines = {line.name: line.elementwise for line in count_layers(model, (2, 3, 3))}
+    assert lines == {"0.weight": operations * 36, "3.weight": 0}
+
+
+def test_elementwise_operations_belong_to_the_layer_in_front_of_them():
+    model = nn.Sequential(
+        nn.BatchNorm2d(2),  # of the image: nobody is in front
+        *(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.ReLU()),
+        *(nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 5), nn.ReLU()),
+    )
+    lines = count_layers(model, (2, 4, 4))
+    assert [(line.name, line.elementwise) for line in lines] == [
+        ("1.weight", 3 * 3 * 16 + 3 * 4),
+        ("7.weight", 5),
+        (ACTIVATIONS, 2 * 2 * 16),
+    ]
+    assert count_totals(model, lines).elementwise == 144 + 12 + 5 + 64
+
+
+def test_what_is_computed_from_parameters_only_is_in_front_of_nothing():
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = nn.Parameter(torch.ones(5))
+            self.layer = nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.relu(2 * functional.relu(self.shift) + self.layer(x))
+
+    assert [(n.name, n.elementwise) for n in count_layers(Shifted(), (4,))] == [("layer.weight", 5)]
+
+
+def test_live_weights_units_and_macs_by_hand():
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),  # 64 positions
+        nn.Conv2d(4, 4, 3, padding=1, groups=4),
+        nn.ConvTranspose2d(4, 6, 1, groups=2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 3),
+    )
+    for module in network:
+        if isinstance(module, _ConvNd | nn.Linear):
+            nn.init.ones_(module.weight)
+    network[0].weight.data[1] = 0  # what follows filter 1 is dead
+    network[5].weight.data[:, 5] = 0  # and what leads to feature 5
+    lines = count_layers(network, (2, 8, 8), live=True)
+    assert [(line.nonzero, line.live, line.live_units) for line in lines] == [
+        (54, 54, (3, 2)),
+        (36, 27, (3, 3)),
+        (12, 3 + 2 * 2, (5, 3)),  # one channel to 3 outputs, two channels to 2
+        (15, 15, (3, 5)),
+    ]
+    totals = count_totals(network, lines)
+    assert totals.live == 54 + 27 + 7 + 15
+    assert totals.live_macs == 64 * (54 + 27 + 7) + 15
+    unseen = count_totals(network, count_layers(network, (2, 8, 8)))
+    assert (unseen.live, unseen.live_macs) == (None, None)
+
+
+def test_a_network_that_cannot_be_followed_has_no_live_counts():
+    def fails(x: Tensor) -> Tensor:
+        if x.requires_grad:  # as it never does in counting
+            raise RuntimeError("nobody thought of this")
+        return x
+
+    model = nn.Sequential(nn.Linear(4, 2))
+    model.forward = lambda x: fails(model[0](x))
+    (line,) = count_layers(model, (4,), live=True)
+    assert (line.macs, line.live, line.live_units) == (8, None, None)
+    assert count_totals(model, (line,)).live is None
+
+
+def test_kept_counts_take_the_place_of_the_non_zeros():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(32, 3))
+    lines = with_kept(count_layers(model, (1, 4, 4), ["0.weight"]), {"0.weight": 5})
+    assert [(line.nonzero, line.macs, line.prunable) for line in lines] == [
+        (5, 5 * 16, True),
+        (96, 96, False),
+    ]
 
 
 def test_depthwise_convolution_counts_each_weight_once_per_position():

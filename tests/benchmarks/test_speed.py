@@ -65,6 +65,14 @@ def test_count(benchmark: Benchmark, name: str) -> None:
     assert len(benchmark(count_layers, model, (3, 32, 32))) > 2
 
 
+@pytest.mark.benchmark(group="count ResNet-50 at 224x224")
+@pytest.mark.parametrize("live", [False, True], ids=["products", "products and live paths"])
+def test_count_of_a_large_network(benchmark: Benchmark, live: bool) -> None:
+    model = create_model("timm:resnet50", (3, 224, 224))
+    lines = benchmark.pedantic(count_layers, (model, (3, 224, 224)), {"live": live}, rounds=3)
+    assert len(lines) == 54
+
+
 @pytest.mark.benchmark(group="read the embedded data")
 def test_digits(benchmark: Benchmark) -> None:
     assert len(benchmark(load, "digits", Path()).y_train) == 1437

@@ -397,9 +397,9 @@ def test_network_and_data_of_a_seed_are_the_same_for_every_method(name, monkeypa
             start |= {key: weight.detach().clone() for key, weight in state.weights.items()}
         batches: list[tuple[torch.Tensor, ...]] = []
 
-        def spy(model, method, state, images, labels):
+        def spy(model, method, state, images, labels, smoothing):
             batches.append((images, labels))
-            return forward(model, method, state, images, labels)
+            return forward(model, method, state, images, labels, smoothing)
 
         with monkeypatch.context() as patch:
             patch.setattr(bench.trainer, "forward", spy)
