@@ -174,9 +174,9 @@ def test_a_real_run_is_the_papers_update_on_plain_tensors(monkeypatch):
     trainer = tiny_trainer("top_kast", model="conv", density=density, steps=24)
     plain = bench.trainer.forward
 
-    def spy(model, method, state, images, labels):
+    def spy(model, method, state, images, labels, smoothing):
         batches.append((images.clone(), labels.clone(), float(state.lr)))
-        return plain(model, method, state, images, labels)
+        return plain(model, method, state, images, labels, smoothing)
 
     monkeypatch.setattr(bench.trainer, "forward", spy)
     start = copied(trainer.state.weights)
