@@ -441,7 +441,7 @@ def test_cells_of_filter_methods_record_their_compact_network(leak, tmp_path):
         model = create_model("resnet20", shape, width=0.25)
         model.load_state_dict(load_file(Store(tmp_path / "records", "tiny").weights(record.spec)))
         smaller = checked(model.eval().double(), shape).model
-        if leak:  # nobody may cut it, though SFP's filters pruned before the first step leak nothing
+        if leak:  # though filters that SFP prunes before the first step leak nothing
             assert counts.compact is None
             if record.spec.method == "dpf_filters":
                 assert parameters(smaller) == counts.parameters
