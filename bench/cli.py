@@ -396,7 +396,11 @@ def _counted(
     with torch.device(device):
         network = create_model(model, shape, classes, **options)
     names = prunable_names(network, Dense(), preset, sparsity)
-    return network, count_layers(network, shape, names)
+    layers = count_layers(network, shape, names)
+    if device == "meta" and any(line.weights and not line.dense_macs for line in layers):
+        # An older torch lets an image shrink to nothing there; on the CPU it says what is wrong.
+        raise ValueError("a layer computes nothing")
+    return network, layers
 
 
 def _allocation(

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 torch.set_num_threads(1)
+for kind in (np.float32, np.float64):
+    np.finfo(kind)  # numpy before 2.4 warns if it first looks at a type without denormals
 torch.set_flush_denormal(True)
 
 

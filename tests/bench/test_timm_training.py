@@ -63,11 +63,6 @@ def names_in_use() -> tuple[str, ...]:
     return tuple(usable())
 
 
-def only_known(*names: str) -> list[str]:
-    """Those that this version of timm has."""
-    return [name for name in names if name in timm.optim.list_optimizers()]
-
-
 # Schedules
 
 
@@ -213,9 +208,8 @@ def test_an_optimizer_that_cannot_work_is_refused_when_it_is_read(text, piece, t
     assert piece in refusal(tmp_path, text)
 
 
-@pytest.mark.parametrize("name", only_known("kron"))
-def test_an_optimizer_with_state_on_itself_is_refused_when_it_is_read(name, tmp_path):
-    text = f'optimizer = "timm:{name}"\nmomentum = 0.9'
+def test_an_optimizer_with_state_on_itself_is_refused_when_it_is_read(tmp_path):
+    text = 'optimizer = "timm:kron"\nmomentum = 0.9'
     assert "on itself, which no checkpoint holds" in refusal(tmp_path, text)
 
 
@@ -249,9 +243,7 @@ def test_timms_sgd_trains_like_our_own():
         assert torch.allclose(weight, other.state.weights[name], atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "name", only_known("lamb", "sgdw", "adamw", "lion", "adan", "lars", "muon")
-)
+@pytest.mark.parametrize("name", ["lamb", "sgdw", "adamw", "lion", "adan", "lars", "muon"])
 def test_the_runs_learning_rate_is_what_the_optimizer_takes(name):
     def after(lr: float) -> list[torch.Tensor]:
         trainer = tiny_trainer("dense", recipe=borrowing(name, 0.01))
@@ -271,10 +263,9 @@ def test_the_runs_learning_rate_is_what_the_optimizer_takes(name):
         assert torch.allclose(2 * half, whole, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", only_known("adamc"))
-def test_weight_decay_that_follows_the_rate_knows_the_base_rate(name):
+def test_weight_decay_that_follows_the_rate_knows_the_base_rate():
     # It is scaled by lr / base rate; the base is a number, not the tensor that changes.
-    settings = optimizer_settings(borrowing(name, 0.1))
+    settings = optimizer_settings(borrowing("adamc", 0.1))
     lr = torch.tensor(0.1)
     weight = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = settings.build([weight], lr)
@@ -332,7 +323,7 @@ def test_a_lottery_ticket_begins_each_round_with_an_optimizer_that_remembers_not
 # Each remembers other things: in the groups, as plain numbers, from a start that is not 0.
 @pytest.mark.parametrize(
     "name",
-    only_known("adan", "adopt", "adafactor", "lamb", "laprop", "mars", "muon", "nadam", "novograd"),
+    ["adan", "adopt", "adafactor", "lamb", "laprop", "mars", "muon", "nadam", "novograd"],
 )
 def test_an_optimizer_that_forgets_all_goes_on_like_a_new_one(name):
     def step(trainer: Trainer) -> None:
