@@ -57,6 +57,7 @@ ORDER = (
     "evaluate",
     "liveness",
     "counting",
+    "channels",
     "compact",
     "small",
     "dynamics",
