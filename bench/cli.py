@@ -241,7 +241,7 @@ def evaluate(
     Exit status: 0 as recorded, 1 not (the same weights on the same device), 2 usage.
     """
     from bench import launch
-    from bench.export import evaluate_export, read_record
+    from bench.exported import evaluate_export, read_record
     from bench.runner import set_up_process
 
     set_up_process(read_record(folder).environment.threads)  # sums depend on it

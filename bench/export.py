@@ -1,11 +1,4 @@
-"""A finished network as a folder that anybody can read: safetensors, JSON and TOML, no pickles.
-
-weights.safetensors  parameters and buffers, by their names in the plain network
-masks.safetensors    of the prunable weights, see `bench.sources.write_masks`; none where compact
-network.json         what it takes to build the network and to feed it, see `Description`
-recipe.toml          how it was trained, field by field; left out where its content is not known
-record.json          what the cell measured
-"""
+"""Writes a finished network as a folder, whole or compact; `exported` reads it."""
 
 from __future__ import annotations
 
@@ -19,31 +12,20 @@ from typing import Any
 
 import msgspec
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from bench import folders, recipes
+from bench import recipes
 from bench.checkpoint import tensor_hash
-from bench.compact import Compacted, compact, rebuild
 from bench.counting import Totals, count_layers, count_totals
-from bench.data import Data
-from bench.datasets import DATASETS, DatasetInfo
-from bench.environment import environment
-from bench.errors import CannotCompact, DataError, RecordError, SuiteError, UsageError
-from bench.evaluate import evaluate
-from bench.networks import make_model
+from bench.datasets import DatasetInfo
+from bench.errors import CannotCompact, UsageError
+from bench.exported import FORMAT, MASKS, NETWORK, RECIPE, RECORD, WEIGHTS, Description
+from bench.finished import cut, data_info, find_recipe, finished, masked_network, opened
 from bench.recipes import Recipe
-from bench.record import Record, decode, encode
-from bench.resolve import load_arrays, load_data
+from bench.record import Record, encode
 from bench.sources import write_masks
-from bench.spec import Scalar
-from bench.store import Store, read, write_atomically
-from bench.streaming import to_device
-
-FORMAT = "sparsebench-export-1"
-WEIGHTS, MASKS, NETWORK = "weights.safetensors", "masks.safetensors", "network.json"
-RECIPE, RECORD = "recipe.toml", "record.json"
+from bench.store import read, write_atomically
 
 TOLERANCE = 1e-5
 """Largest difference between a compact network's outputs and the masked one's, over the largest
@@ -51,42 +33,6 @@ absolute output of the masked one among the same images."""
 
 COMPARED = 64
 """Images of each kind on which the two are compared."""
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What it takes to build an exported network and to feed it.
-
-    Attributes:
-        format: `FORMAT`.
-        model: name for `models.create_model`; `options`, its keywords.
-        input_shape: (channels, height, width).
-        classes: size of the output.
-        dataset: for people; `data_hash` is its content.
-        mean: per channel, of training pixels scaled to [0, 1]; `std` likewise.
-        normalise: whether the network wants (pixel / 255 - mean) / std; else pixel / 255. None
-            where the recipe is not known.
-        weights_hash: of the tensors, see `bench.checkpoint.tensor_hash`.
-        kept: of a compact network, what `bench.compact.rebuild` makes it from; None for others.
-    """
-
-    format: str
-    model: str
-    options: dict[str, Scalar]
-    input_shape: tuple[int, int, int]
-    classes: int
-    dataset: str
-    data_hash: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    normalise: bool | None
-    weights_hash: str
-    kept: dict[str, dict[str, list[int]]] | None = None
-
-    @property
-    def info(self) -> DatasetInfo:
-        """The data set as a network sees it."""
-        return DatasetInfo(self.input_shape, self.classes, self.mean, self.std, "", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,142 +48,6 @@ class Exported:
     folder: Path
     notes: tuple[str, ...]
     sizes: tuple[Totals, Totals] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluated:
-    """Images of the test set that an export gets right, and that its record says.
-
-    Attributes:
-        images: in the test set.
-        right: of them, now; `recorded` when the cell ended.
-        comparable: whether the two must agree: the same weights on the same kind of device.
-    """
-
-    images: int
-    right: int
-    recorded: int
-    comparable: bool
-
-    @property
-    def differs(self) -> bool:
-        """Whether the export is not what was recorded."""
-        return self.comparable and self.right != self.recorded
-
-
-def finished(path: Path) -> tuple[Record, dict[str, Tensor]]:
-    """The record in a file, and its finished network's tensors.
-
-    Args:
-        path: of the record, see `bench.store.find`.
-
-    Raises:
-        RecordError: there is no such network, or it is not the one that was measured.
-    """
-    record = read(path)
-    if not record.weights_hash:
-        raise RecordError(
-            f"{path.name}: the cell is {record.status} and left no network ({record.reason})."
-        )
-    weights = Store(path.parent.parent, path.parent.name).weights(record.spec)
-    if not weights.exists():
-        raise RecordError(
-            f"{weights}: the network is not here (weights are not committed). Move its record "
-            f"{path} away and run the suite again: sparsebench run {record.suite}"
-        )
-    tensors = _tensors(weights)
-    if (found := tensor_hash(tensors)) != record.weights_hash:
-        raise RecordError(
-            f"{weights}: not the network of {path.name} (content {found}, recorded "
-            f"{record.weights_hash}). Move the record away and run the suite again."
-        )
-    return record, tensors
-
-
-def data_info(record: Record, recipe: Recipe | None, data: Path) -> DatasetInfo:
-    """Shape and classes of a cell's data; only data that no table knows are read.
-
-    Args:
-        record: of the cell.
-        recipe: the cell's, which says the size of a folder's images.
-        data: folder of the data sets.
-
-    Raises:
-        UsageError: they must be read and cannot be.
-    """
-    name = record.spec.dataset
-    if name in DATASETS:
-        return DATASETS[name]
-    if not folders.is_folder(name):
-        return load_arrays(name, data).info
-    if recipe is None:
-        raise UsageError(
-            f"{record.spec.slug}: the size of its images stands in its recipe "
-            f"{record.spec.recipe}, which is not known here; name the file by --recipe."
-        )
-    return load_data(name, recipe, data, Path()).info
-
-
-def plain_network(
-    model: str, options: Mapping[str, Scalar], info: DatasetInfo, seed: int = 0
-) -> nn.Module:
-    """A freshly initialised network in evaluation mode; leaves torch's random state as it was."""
-    with torch.random.fork_rng(devices=[]):
-        return make_model(model, info, options, seed).eval()
-
-
-def masked_network(record: Record, info: DatasetInfo, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A cell's finished network, in evaluation mode, with its exact zeros.
-
-    Raises:
-        RecordError: the model has other tensors here than it had then.
-    """
-    spec = record.spec
-    network = plain_network(spec.model, dict(spec.model_options), info)
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise RecordError(f"{spec.slug}: not a network of {spec.model} here ({error}).") from error
-    return network
-
-
-def cut(record: Record, network: nn.Module, info: DatasetInfo) -> Compacted:
-    """The network without its dead channels.
-
-    Raises:
-        CannotCompact: it cannot be cut, or was trained with `bn_leak`.
-    """
-    if dict(record.spec.options).get("bn_leak"):
-        raise CannotCompact(
-            f"{record.spec.slug}: bn_leak leaves the normalisation behind a pruned filter as it "
-            "is, so the channel still sends a constant and cannot be cut out. Train without it."
-        )
-    return compact(network, info.shape)
-
-
-def find_recipe(record: Record, given: Path | None) -> Recipe | None:
-    """The recipe that a cell was trained by; a record holds its hash only.
-
-    Args:
-        record: of the cell.
-        given: file to take it from; None: look among those that come with the harness.
-
-    Raises:
-        UsageError: the file holds another recipe.
-    """
-    spec = record.spec
-    if given is not None:
-        recipe = recipes.load(given.name, "--recipe", given.parent)
-        if recipe.hash != spec.recipe_hash:
-            raise UsageError(
-                f"--recipe {given}: another recipe than the cell's (content {recipe.hash}, "
-                f"recorded {spec.recipe_hash})."
-            )
-        return recipe
-    if spec.recipe not in recipes.names():
-        return None
-    recipe = recipes.load(spec.recipe, "recipe")
-    return recipe if recipe.hash == spec.recipe_hash else None
 
 
 def export(
@@ -411,132 +221,10 @@ def _images(
     name = record.spec.dataset
     here = not info.torchvision or (data / f"{name}.npz").exists()
     if recipe is not None and here:
-        with _opened(name, recipe, data, record.spec.data_hash, torch.device("cpu")) as loaded:
+        with opened(name, recipe, data, record.spec.data_hash, torch.device("cpu")) as loaded:
             images["test images"] = loaded.normalise(loaded.test.images[:COMPARED])
     return images
 
 
-@contextlib.contextmanager
-def _opened(
-    name: str, recipe: Recipe, data: Path, content: str, device: torch.device
-) -> Iterator[Data]:
-    """A data set of the given content, on the device.
-
-    Raises:
-        DataError: it is missing, or has another content.
-    """
-    source = load_data(name, recipe, data, Path())
-    if source.hash != content:
-        raise DataError(
-            f"{name} in {data}: other data than the cell's (content {source.hash}, recorded "
-            f"{content})."
-        )
-    loaded = to_device(source, recipe, device, folders.cores())
-    try:
-        yield loaded
-    finally:
-        loaded.close()
-
-
 def _totals(network: nn.Module, info: DatasetInfo) -> Totals:
     return count_totals(network, count_layers(network, info.shape))
-
-
-def load(folder: Path | str) -> nn.Module:
-    """The network of an export, in evaluation mode, on the CPU.
-
-    Args:
-        folder: that `export` wrote, compact or not.
-
-    Raises:
-        DataError: a file is missing or damaged, or the tensors are not the network's.
-        SuiteError: there is no such model here.
-    """
-    folder = Path(folder)
-    description = describe(folder)
-    tensors = _tensors(folder / WEIGHTS)
-    if (found := tensor_hash(tensors)) != description.weights_hash:
-        raise DataError(
-            f"{folder / WEIGHTS}: damaged (content {found}, {NETWORK} says "
-            f"{description.weights_hash}). Export it again."
-        )
-    network = plain_network(description.model, description.options, description.info)
-    try:
-        if description.kept is not None:
-            network = rebuild(network, description.input_shape, description.kept)
-        network.load_state_dict(tensors)
-    except (CannotCompact, KeyError, ValueError, RuntimeError) as error:
-        raise DataError(f"{folder}: not a network of {description.model} ({error}).") from error
-    return network.eval()
-
-
-def describe(folder: Path) -> Description:
-    """What `network.json` says.
-
-    Raises:
-        DataError: it is missing or damaged, or of another version.
-    """
-    path = folder / NETWORK
-    try:
-        raw = msgspec.json.decode(path.read_bytes())
-        if isinstance(raw, dict) and raw.get("format", FORMAT) != FORMAT:
-            raise DataError(f"{path}: format {raw['format']}, but this version reads {FORMAT}.")
-        return msgspec.convert(raw, type=Description)
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the export: {error.strerror}.") from error
-    except msgspec.MsgspecError as error:
-        raise DataError(f"{path}: damaged ({error}). Export it again.") from error
-
-
-def read_record(folder: Path) -> Record:
-    """The record of an export's cell.
-
-    Raises:
-        DataError: it is missing.
-        RecordError: it is damaged.
-    """
-    path = folder / RECORD
-    try:
-        return decode(path.read_bytes(), str(path))
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the record: {error.strerror}.") from error
-
-
-def evaluate_export(folder: Path, data: Path, device: str, dataset: str | None = None) -> Evaluated:
-    """Tests an export on its data set, as the cell was tested.
-
-    Args:
-        folder: that `export` wrote.
-        data: folder of the data sets.
-        device: as torch names it.
-        dataset: name of the same data here, where it is another.
-
-    Raises:
-        UsageError: the export or the data are damaged, missing, or not those of the cell.
-    """
-    description, record, network = describe(folder), read_record(folder), load(folder)
-    name, place = dataset or description.dataset, torch.device(device)
-    recipe = _recipe_in(folder)
-    with _opened(name, recipe, data, description.data_hash, place) as loaded:
-        placed = network.to(place).to(memory_format=torch.channels_last)
-        found = evaluate(placed, loaded.test, loaded)
-        images = len(loaded.test)
-    assert record.top1 is not None
-    # Another device sums in another order, and so does a smaller network.
-    same = description.kept is None and environment(place).device == record.environment.device
-    right, recorded = (round(top1 * images / 100) for top1 in (found.top1, record.top1))
-    return Evaluated(images, right, recorded, same)
-
-
-def _recipe_in(folder: Path) -> Recipe:
-    try:
-        return recipes.load(RECIPE, str(folder), folder)
-    except SuiteError as error:
-        raise DataError(f"{error} Export the cell again with --recipe FILE.") from error
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: missing, damaged, or no safetensors file ({error}).") from error

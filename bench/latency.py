@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from bench.datasets import DatasetInfo
 from bench.environment import environment
 from bench.errors import CannotCompact
-from bench.export import (
+from bench.finished import (
     cut,
     data_info,
     find_recipe,

@@ -70,6 +70,8 @@ ORDER = (
     "runner",
     "executors",
     "launch",
+    "finished",
+    "exported",
     "export",
     "latency",
     "trial",

@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bench import export as exporting
-from bench import recipes
+from bench import finished, recipes
 from bench.errors import CannotCompact, DataError, RecordError, UsageError
-from bench.export import data_info, export, largest_difference, load, to_toml
+from bench.export import export, largest_difference, to_toml
+from bench.exported import load
+from bench.finished import data_info
 from bench.recipes import Recipe
 from bench.record import Record, encode
 from bench.sources import read_masks
@@ -173,7 +175,7 @@ def test_a_recipe_is_written_only_where_its_content_is_the_recorded(call, tmp_pa
 
 def test_a_built_in_recipe_that_changed_since_is_left_out(records, tmp_path, monkeypatch):
     changed = dataclasses.replace(recipes.load("digits", ""), lr=0.3)
-    monkeypatch.setattr(exporting.recipes, "load", lambda *_: changed)
+    monkeypatch.setattr(finished.recipes, "load", lambda *_: changed)
     written = export(path_of(records, "rigl"), tmp_path / "out")
     assert "recipe.toml" not in names_in(written.folder)
     assert any("is not known here" in note for note in written.notes)
@@ -262,7 +264,7 @@ def test_a_network_whose_normalisation_leaks_is_not_cut(call, records):
 
 @pytest.mark.parametrize("wrong", [1e-3, float("nan")])
 def test_a_smaller_network_with_other_outputs_is_not_written(trained, tmp_path, monkeypatch, wrong):
-    real = exporting.compact
+    real = finished.compact
 
     def spoilt(model, shape):
         found = real(model, shape)
@@ -270,7 +272,7 @@ def test_a_smaller_network_with_other_outputs_is_not_written(trained, tmp_path, 
             next(p for n, p in found.model.named_parameters() if n.endswith("bias")).add_(wrong)
         return found
 
-    monkeypatch.setattr(exporting, "compact", spoilt)
+    monkeypatch.setattr(finished, "compact", spoilt)
     with pytest.raises(CannotCompact, match="on random images, outputs of the smaller network"):
         export(path_of(trained, "sfp"), tmp_path / "out", compacted=True)
     assert names_in(tmp_path) == []
@@ -334,9 +336,9 @@ def test_a_replacement_that_breaks_off_leaves_the_old_export(trained, tmp_path, 
 
 
 def test_a_model_that_changed_since_is_refused(trained, tmp_path, monkeypatch):
-    real = exporting.make_model
+    real = finished.make_model
     wider = {"width": 1.0}
-    monkeypatch.setattr(exporting, "make_model", lambda n, i, _, s: real(n, i, wider, s))
+    monkeypatch.setattr(finished, "make_model", lambda n, i, _, s: real(n, i, wider, s))
     with pytest.raises(RecordError, match="not a network of resnet20 here"):
         export(path_of(trained, "rigl"), tmp_path / "out")
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from bench import latency as timed
 from bench.environment import environment
-from bench.export import load
+from bench.exported import load
 from bench.latency import (
     LEAST_ROUNDS,
     MOST_ROUNDS,
