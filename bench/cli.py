@@ -562,7 +562,10 @@ def main() -> None:
     try:
         app()
     except BenchError as error:
-        print("sparsebench:", " ".join(str(error).split()), file=sys.stderr)
+        text = " ".join(str(error).split())
+        if text.endswith("..") and not text.endswith("..."):  # others' words had their own
+            text = text[:-1]
+        print("sparsebench:", text, file=sys.stderr)
         sys.exit(error.exit_code)
 
 

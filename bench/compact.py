@@ -27,6 +27,7 @@ from bench.counting import count_layers, count_totals
 from bench.errors import CannotCompact
 from bench.liveness import PathMode, indicators, is_path, plain_evaluation
 from bench.record import Compact
+from methods.functional import call_with
 
 TOLERANCE = 1e-2
 """Largest difference of outputs, relative to the largest, that TF32 on a GPU can explain."""
@@ -174,7 +175,7 @@ def _watch(
         real = {weights[name]: value.detach() for name, value in watched.named_parameters()}
         image = torch.ones(1, *input_shape, device=first.device, requires_grad=True)
         with torch.backends.cudnn.flags(enabled=False), PathMode(real):
-            output = torch.func.functional_call(watched, weights, (image,))
+            output = call_with(watched, weights, image)
         ends = [end.sum() for end in tree_leaves(output) if is_path(end)]
         for value in tree_leaves(list(watched.values.values())):
             if is_path(value):

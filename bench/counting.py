@@ -27,6 +27,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bench.liveness import live_weights, plain_evaluation
 from bench.record import LayerCount
+from methods.functional import call_with
 
 ACTIVATIONS = "activations"
 """Name of the line for products that no parameter enters, such as queries with keys."""
@@ -125,7 +126,7 @@ def count_layers(
         products.origin[image] = None
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         with products:
-            torch.func.functional_call(model, buffers, (image,))
+            call_with(model, buffers, image)
     alive = _alive(model, input_shape) if live else None
     lines = [
         LayerCount(

@@ -14,6 +14,7 @@ import importlib.metadata
 import io
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
@@ -29,6 +30,9 @@ from bench.store import write_atomically
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
+FOLDER_PREFIX = "imagefolder:"
+"""`imagefolder:PATH` is any folder of classes, see `bench.folders`."""
 
 GROUP = "sparsebench.datasets"
 """Entry points by which other packages offer data sets: name -> module:function."""
@@ -146,6 +150,8 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
         f"Delete it to have it downloaded again, or replace it by one with {', '.join(ARRAYS)}."
     )
     try:
+        if not zipfile.is_zipfile(path):
+            raise DataError(f"{path}: damaged or not an .npz file (no zip of arrays). {advice}")
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             missing = [array for array in ARRAYS if array not in file]
             if missing:
@@ -174,7 +180,7 @@ def conflicts() -> list[str]:
     return [
         f"data set {point.name!r} of {_package(point)} is not used: the table has one of that name"
         for point in importlib.metadata.entry_points(group=GROUP)
-        if point.name in DATASETS
+        if point.name in DATASETS or point.name.startswith(FOLDER_PREFIX)
     ]
 
 
@@ -187,7 +193,7 @@ def _entry_points(path: tuple[str, ...]) -> dict[str, list[EntryPoint]]:
     """
     found: dict[str, list[EntryPoint]] = {}
     for point in importlib.metadata.entry_points(group=GROUP):
-        if point.name not in DATASETS:
+        if point.name not in DATASETS and not point.name.startswith(FOLDER_PREFIX):
             found.setdefault(point.name, []).append(point)
     return found
 
@@ -217,7 +223,7 @@ def _others(name: str, folder: Path) -> Arrays:
     place, function = _function(name)
     try:
         arrays = function(folder)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(f"{place} cannot be read ({reason}).") from error
     if not isinstance(arrays, Mapping):

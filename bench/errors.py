@@ -6,8 +6,8 @@ BenchError                  one line: where, what was found, what is allowed, wh
 │   │   ├── UnknownName     no such method, model, data set, recipe, suite or option
 │   │   └── BudgetExceeded  a plan costs more than the suite allows
 │   ├── DataError           a data file is missing, damaged or does not fit the model
-│   └── RecordError         a record in the store is damaged, edited or of another schema
-├── CannotCompact           a network cannot be made smaller without changing its outputs
+│   ├── RecordError         a record in the store is damaged, edited or of another schema
+│   └── CannotCompact       a network cannot be made smaller without changing its outputs
 ├── CheckpointError         a checkpoint is damaged or belongs to another cell
 └── CellError               one cell went wrong: it becomes a record, the suite goes on
     ├── Diverged            a loss that is not finite
@@ -79,7 +79,7 @@ class RecordError(UsageError):
     """A record in the store cannot be trusted as it lies there."""
 
 
-class CannotCompact(BenchError):
+class CannotCompact(UsageError):
     """A network cannot be made physically smaller without changing what it computes."""
 
 

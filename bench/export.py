@@ -137,6 +137,7 @@ def _description(
     spec = record.spec
     return Description(
         FORMAT,
+        spec.key,
         spec.model,
         dict(spec.model_options),
         info.shape,

@@ -39,6 +39,7 @@ class Description:
 
     Attributes:
         format: `FORMAT`.
+        cell: key of the cell.
         model: name for `models.create_model`; `options`, its keywords.
         input_shape: (channels, height, width).
         classes: size of the output.
@@ -51,6 +52,7 @@ class Description:
     """
 
     format: str
+    cell: str
     model: str
     options: dict[str, Scalar]
     input_shape: tuple[int, int, int]
@@ -163,13 +165,17 @@ def evaluate_export(folder: Path, data: Path, device: str, dataset: str | None =
         UsageError: the export or the data are damaged, missing, or not those of the cell.
     """
     description, record, network = describe(folder), read_record(folder), load(folder)
+    if record.spec.key != description.cell or record.top1 is None:
+        raise DataError(
+            f"{folder / RECORD}: of cell {record.spec.key}, but the network is of "
+            f"{description.cell}. Export it again."
+        )
     name, place = dataset or description.dataset, torch.device(device)
     recipe = _recipe_in(folder)
     with opened(name, recipe, data, description.data_hash, place) as loaded:
         placed = network.to(place).to(memory_format=torch.channels_last)
         found = evaluate(placed, loaded.test, loaded)
         images = len(loaded.test)
-    assert record.top1 is not None
     # Another device sums in another order, and so does a smaller network.
     same = description.kept is None and environment(place).device == record.environment.device
     right, recorded = (round(top1 * images / 100) for top1 in (found.top1, record.top1))

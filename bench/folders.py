@@ -27,16 +27,13 @@ import msgspec
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from bench.datasets import DatasetInfo, Labels
+from bench.datasets import FOLDER_PREFIX, DatasetInfo, Labels, Pixels
 from bench.errors import DataError
 from bench.store import write_atomically
 
-PREFIX = "imagefolder:"
-"""`imagefolder:PATH` is any folder of classes."""
-
 KINDS = {
     "imagenet": "<data>/imagenet with train/ and val/, a folder a class",
-    f"{PREFIX}PATH": "a folder of classes, the images as files; the recipe says image_size",
+    f"{FOLDER_PREFIX}PATH": "a folder of classes, the images as files; the recipe says image_size",
 }
 """Data sets that are folders, by name."""
 
@@ -108,7 +105,7 @@ class _Layout:
 
 def is_folder(name: str) -> bool:
     """Whether a data set of this name is a folder of images."""
-    return name in KINDS or name.startswith(PREFIX)
+    return name in KINDS or name.startswith(FOLDER_PREFIX)
 
 
 def locate(name: str, data: Path, start: Path) -> Path:
@@ -121,7 +118,7 @@ def locate(name: str, data: Path, start: Path) -> Path:
     """
     if name in KINDS:
         return (data / name).absolute()
-    return (start / Path(name.removeprefix(PREFIX)).expanduser()).absolute()
+    return (start / Path(name.removeprefix(FOLDER_PREFIX)).expanduser()).absolute()
 
 
 def load(root: Path, data: Path, image_size: int) -> Folder:
@@ -154,6 +151,8 @@ def load(root: Path, data: Path, image_size: int) -> Folder:
     if layout.test is None:
         parts = _set_aside(root, parts[0], classes)
     notes = [layout.note] if layout.note else []
+    if empty := sorted(_folders_in(layout.train) - found[0].keys()):
+        notes.append(f"{layout.train}: no classes, for want of images: {_named(empty)}")
     if strange:
         notes.append(f"{root}: left out, not images by their names: {_named(strange)}")
     (train, y_train), (test, y_test) = parts
@@ -183,11 +182,20 @@ def decode(stream: str | io.BytesIO) -> Image.Image:
         warnings.simplefilter("ignore")  # of odd metadata and large pictures
         with Image.open(stream) as image:
             picture = ImageOps.exif_transpose(image)
-            if picture.mode.startswith("I;16"):  # `convert` would cut off what is above 255
-                return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+            if picture.mode[0] in "IF":  # `convert` would cut off what is above 255
+                return Image.fromarray(_eight_bits(picture)).convert("RGB")
             if "transparency" in picture.info:
                 picture = picture.convert("RGBA")
             return picture.convert("RGB")
+
+
+def _eight_bits(picture: Image.Image) -> Pixels:
+    """Grey pixels of 16 bits, by their upper half."""
+    pixels = np.asarray(picture)
+    if picture.mode == "F" or pixels.min() < 0 or pixels.max() >= 1 << 16:
+        kind = "fractions" if picture.mode == "F" else "more than 16 bits"
+        raise ValueError(f"grey pixels of {kind}, whose range nobody knows")
+    return (pixels >> 8).astype(np.uint8)
 
 
 def processes(count: int, prepare: Callable[[], object] | None = None) -> ProcessPoolExecutor:
@@ -252,7 +260,11 @@ def _layout(root: Path) -> _Layout:
 
 
 def _has_folders(path: Path) -> bool:
-    return path.is_dir() and any(e.is_dir() for e in path.iterdir() if e.name[0] != ".")
+    return path.is_dir() and bool(_folders_in(path))
+
+
+def _folders_in(path: Path) -> set[str]:
+    return {entry.name for entry in path.iterdir() if entry.name[0] != "." and entry.is_dir()}
 
 
 def _images(part: Path, root: Path, strange: list[str]) -> dict[str, list[str]]:
@@ -264,6 +276,8 @@ def _images(part: Path, root: Path, strange: list[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for folder, below, files in os.walk(part, followlinks=True):
         below[:] = sorted(name for name in below if name[0] != ".")
+        for name in below:
+            _check_link(Path(folder, name))
         inside = Path(folder).relative_to(part).parts
         place = Path(folder).relative_to(root).as_posix()
         for name in sorted(files):
@@ -275,6 +289,14 @@ def _images(part: Path, root: Path, strange: list[str]) -> dict[str, list[str]]:
             else:
                 strange.append(file)
     return found
+
+
+def _check_link(folder: Path) -> None:
+    """Refuses a link to a folder above it, which would have no end."""
+    if folder.is_symlink():
+        home, target = folder.parent.resolve(), folder.resolve()
+        if target == home or target in home.parents:
+            raise DataError(f"{folder}: leads back to {target}, in which it lies.")
 
 
 def _extensions() -> set[str]:
@@ -368,6 +390,8 @@ def inspect(path: Path) -> tuple[str, str]:
     """Digest of a file's content, and why it cannot be decoded; empty where it can."""
     digest = ""
     try:
+        if path.exists() and not path.is_file():  # a pipe would never end
+            return digest, "not a regular file"
         content = path.read_bytes()
         digest = hashlib.blake2b(content, digest_size=12).hexdigest()
         decode(io.BytesIO(content))

@@ -143,6 +143,12 @@ def _check_fit(
         for name in expected.keys() & found.keys()
         if found[name].shape != expected[name].shape
     ]
+    problems += [
+        f"{name} is of {found[name].dtype}, the model's of {expected[name].dtype}"
+        for name in expected.keys() & found.keys()
+        if found[name].is_floating_point() != expected[name].is_floating_point()
+        or found[name].is_complex()
+    ]
     if problems:
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
         text = "; ".join(sorted(problems)[:5])

@@ -64,7 +64,7 @@ def _datasets() -> list[dict[str, Any]]:
     rows += [row(name, text) for name, text in KINDS.items()]
     for name in names()[len(DATASETS) :]:
         try:
-            rows.append(row(name, summary(name)))
+            rows.append(row(name, summary(name) or "?"))
         except DataError as error:  # of a package that cannot be loaded
             rows.append(row(name, str(error)))
     return rows

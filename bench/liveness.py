@@ -23,6 +23,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from methods.functional import call_with
+
 
 def live_weights(model: nn.Module, input_shape: Sequence[int]) -> dict[str, Tensor]:
     """Which elements of each parameter are live: a boolean tensor of its shape.
@@ -43,7 +45,7 @@ def live_weights(model: nn.Module, input_shape: Sequence[int]) -> dict[str, Tens
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         # cuDNN may take transforms in which a sum of zeros is not exactly zero.
         with torch.backends.cudnn.flags(enabled=False), PathMode():
-            output = torch.func.functional_call(model, {**buffers, **weights}, (image,))
+            output = call_with(model, {**buffers, **weights}, image)
         ends = [end.sum() for end in tree_leaves(output) if is_path(end)]
         names = [name for name, weight in weights.items() if weight.requires_grad]
         found = dict(

@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from bench.errors import SuiteError
 from methods.api import SparsityMethod
+from methods.dense import Dense
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +137,11 @@ def prunable_names(
     allowed = set(method.prunable(model))
     names = tuple(name for name, _ in model.named_parameters() if name in chosen & allowed)
     if not names:
+        name = type(method).__name__
+        what = "no weight" if isinstance(method, Dense) else f"no weight that {name} can prune"
         raise SuiteError(
-            f"prunable = {preset!r} leaves {type(model).__name__} no weight that "
-            f"{type(method).__name__} can prune. Presets: {', '.join(PRESETS)}."
+            f"prunable = {preset!r} leaves {type(model).__name__} {what}. Presets: "
+            f"{', '.join(PRESETS)}."
         )
     return names
 

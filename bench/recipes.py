@@ -167,6 +167,16 @@ class Recipe:
             or self.betas == (0.9, 0.999),
             "warmup_shape = 'constant' is not for timm's schedules": not scheduled
             or self.warmup_shape == "linear",
+            f"momentum = {self.momentum} is not for {self.optimizer}": self.optimizer == "sgd"
+            or timm
+            or not self.momentum,
+            "betas are not for sgd": self.optimizer != "sgd" or self.betas == (0.9, 0.999),
+            "warmup_from and warmup_shape need a warmup": self.warmup > 0
+            or (self.warmup_from, self.warmup_shape) == (0.0, "linear"),
+            f"factor = {self.factor} needs drops": bool(self.drops) or self.factor == 0.1,
+            f"factor = {self.factor} is not for a linear schedule": self.schedule != "linear"
+            or self.factor == 0.1,
+            f"padding = '{self.padding}' needs a crop": self.crop > 0 or self.padding == "zero",
         }
 
     @property

@@ -145,10 +145,13 @@ def _check_recipe(recipe: Recipe, suite: Suite) -> None:
     """Whether the recipe says what a folder needs, and nothing that arrays have no use for."""
     where = f"{suite.where}: recipe {suite.recipe}"
     if not folders.is_folder(suite.dataset):
-        if recipe.area != (1.0, 1.0) or recipe.auto_augment:
+        plain = dataclasses.replace(
+            recipe, image_size=0, area=(1.0, 1.0), crop_fraction=0.875, auto_augment=""
+        )
+        if recipe != plain:
             raise SuiteError(
-                f"{where}: area and auto_augment are for folders of images; {suite.dataset} has "
-                "arrays of pixels, which are cropped by crop."
+                f"{where}: image_size, area, crop_fraction and auto_augment are for folders of "
+                f"images; {suite.dataset} has arrays of pixels, which are cropped by crop."
             )
     elif not recipe.image_size:
         raise SuiteError(

@@ -38,7 +38,7 @@ def nearest_width(
         sparsity: in [0, 1).
 
     Raises:
-        SuiteError: the model has no option `width`.
+        SuiteError: the model has no option `width`, or refuses one that is tried.
     """
     if not is_known(name) or "width" not in model_options(name):
         raise SuiteError(f"{name} has no option `width`, so there is no smaller one of it")
@@ -47,9 +47,12 @@ def nearest_width(
 
     def made(step: int) -> nn.Module:
         # No weight is made: a width is tried in milliseconds.
-        with torch.device("meta"):
-            width = round(widest * step / GRID, 6)
-            return create_model(name, info.shape, info.classes, **others, width=width)
+        width = round(widest * step / GRID, 6)
+        try:
+            with torch.device("meta"):
+                return create_model(name, info.shape, info.classes, **others, width=width)
+        except ValueError as error:
+            raise SuiteError(f"{error}") from error
 
     def weights(step: int) -> int:
         return count_prunable(made(step), "all", sparsity)

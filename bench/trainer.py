@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 
 from bench.data import BatchStream, Data
@@ -35,6 +34,7 @@ from methods.api import (
     SparsityMethod,
     TrainState,
 )
+from methods.functional import call_with
 from methods.masking import NoOrderError, fill_zeros, reset_optimizer
 
 CURVE_POINTS = 200
@@ -292,7 +292,7 @@ class Trainer:
             torch.manual_seed(derive(self.seed, "scoring", self.cursor.scored))
             self.cursor.scored += 1
             self.meter.add_scoring(len(images))
-            outputs: Tensor = functional_call(model, copies, (images,))
+            outputs: Tensor = call_with(model, copies, images)
             return outputs
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:

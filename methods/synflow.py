@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch.func import functional_call
 
 from methods.api import Run, Scores, option
+from methods.functional import call_with
 from methods.masking import PruneAtInit
 
 
@@ -49,7 +49,7 @@ class SynFlow(PruneAtInit):
         ones = torch.ones(1, *run.input_shape, dtype=torch.float64, device=state.lr.device)
         with torch.enable_grad():
             weights = [absolute[name].requires_grad_() for name in state.masks]
-            flow = functional_call(model, absolute, (ones,)).sum()
+            flow = call_with(model, absolute, ones).sum()
             found = torch.autograd.grad(flow, weights)
         return {
             name: weight.detach() * gradient

@@ -9,6 +9,7 @@ import pytest
 
 import methods
 from bench import cli, datasets
+from models import others
 from tests.bench.cells import Outcome
 
 
@@ -42,11 +43,15 @@ def package(tmp_path, monkeypatch):
         (info.parent / "outside_methods.py").write_text(source)
         if str(info.parent) not in sys.path:
             monkeypatch.setattr(sys, "path", [*sys.path, str(info.parent)])
-        methods._entry_points.cache_clear()
-        datasets._entry_points.cache_clear()
+        _forget()
         return info.parent
 
     yield install
     sys.modules.pop("outside_methods", None)
-    methods._entry_points.cache_clear()
-    datasets._entry_points.cache_clear()
+    _forget()
+
+
+def _forget() -> None:
+    """What was looked up of installed packages."""
+    for module in (methods, datasets, others):
+        module._entry_points.cache_clear()

@@ -256,7 +256,7 @@ def test_a_network_without_dead_channels_is_said_to_be_as_it_was(trained, tmp_pa
 def test_a_network_whose_normalisation_leaks_is_not_cut(call, records):
     key = read(path_of(records, "leak")).spec.key
     refused = call("export", key, "--compact", "--out", "out")
-    assert refused.status == 1
+    assert refused.status == 2
     assert "bn_leak" in refused.err
     assert "still sends a constant" in refused.err
     assert not Path("out").exists()
@@ -435,3 +435,12 @@ def test_nothing_in_an_export_is_pickled(trained, tmp_path):
             load_file(path)
         else:
             assert path.suffix == ".toml"
+
+
+def test_the_record_of_another_cell_is_noticed(call, records):
+    assert call("export", read(path_of(records, "rigl")).spec.key, "--out", "one").status == 0
+    assert call("export", read(path_of(records, "sfp")).spec.key, "--out", "other").status == 0
+    Path("one/record.json").write_bytes(Path("other/record.json").read_bytes())
+    outcome = call("evaluate", "one")
+    assert outcome.status == 2
+    assert "but the network is of" in outcome.err

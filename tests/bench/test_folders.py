@@ -680,7 +680,7 @@ def test_recipes_that_do_not_fit_a_folder_are_refused(text, piece, images, tmp_p
 
 def test_crops_by_area_are_refused_for_arrays(tmp_path):
     suite = write_suite(tmp_path, recipe=write_recipe(tmp_path, RECIPE))
-    with pytest.raises(SuiteError, match="area and auto_augment are for folders of images; digits"):
+    with pytest.raises(SuiteError, match="auto_augment are for folders of images; digits"):
         plan_of(suite, tmp_path)
 
 
@@ -743,3 +743,39 @@ def test_workers_may_have_decoders(images, tmp_path, monkeypatch):
     suite = suite_of(tmp_path, images, seeds="[0, 1]")
     records = train(suite, tmp_path / "records", workers=2, data=tmp_path)
     assert [record.steps for record in records] == [20, 20], records
+
+
+def test_grey_pictures_of_many_bits_are_scaled_or_refused(tmp_path):
+    # A 16-bit PGM opens as 32-bit integers.
+    path = tmp_path / "deep.pgm"
+    path.write_bytes(b"P5 2 1 65535\n" + bytes([0x00, 0x00, 0x80, 0xFF]))
+    with Image.open(path) as opened:
+        assert opened.mode.startswith("I")
+    assert np.asarray(folders.decode(str(path)))[..., 0].tolist() == [[0, 128]]
+    for mode, word in (("I", "more than 16 bits"), ("F", "fractions")):
+        Image.fromarray(np.full((2, 2), 70000, np.int32)).convert(mode).save(tmp_path / "x.tiff")
+        assert word in folders.inspect(tmp_path / "x.tiff")[1]
+
+
+def test_a_pipe_is_no_image_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.jpg")
+    assert folders.inspect(tmp_path / "x.jpg") == ("", "not a regular file")
+
+
+def test_a_link_that_leads_back_is_refused(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    (tmp_path / "set" / "a" / "again").symlink_to(tmp_path / "set", target_is_directory=True)
+    with pytest.raises(DataError, match=r"again: leads back to .*set, in which it lies"):
+        read(tmp_path / "set")
+
+
+def test_a_folder_without_images_is_no_class_and_is_named(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for shade in range(4):
+            Image.new("L", (4, 4), 60 * shade).save(tmp_path / "set" / name / f"{shade}.png")
+    (tmp_path / "set" / "void").mkdir()
+    found = read(tmp_path / "set")
+    assert found.info.classes == 2
+    assert any("no classes, for want of images: void" in note for note in found.notes)

@@ -102,6 +102,14 @@ def test_the_key_knows_the_content_of_the_file_and_not_its_name(tmp_path, weight
             "fc1.weight is 300x784, the model's is 300x64",
         ),
         (lambda t: t["fc1.weight"].fill_(torch.nan), "not finite: fc1.weight"),
+        (
+            lambda t: t.update({"fc1.weight": t["fc1.weight"].bool()}),
+            "fc1.weight is of torch.bool, the model's of torch.float32",
+        ),
+        (
+            lambda t: t.update({"fc2.bias": t["fc2.bias"].cfloat()}),
+            "fc2.bias is of torch.complex64",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_before_training(tmp_path, weights, change, text):

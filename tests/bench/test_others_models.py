@@ -13,7 +13,7 @@ from bench.errors import SuiteError
 from bench.store import Store
 from bench.suite import load
 from models import conflicts, create_model, find_info, is_known, model_options, names, others
-from tests.bench.cells import plan_of, write_suite
+from tests.bench.cells import plan_of, train_one, write_suite
 
 SOURCE = '''
 import functools
@@ -33,6 +33,18 @@ def narrow(input_shape, classes, *, width=1.0, norm=False):
         layers.append(nn.BatchNorm1d(units))
     return nn.Sequential(*layers, nn.Linear(units, classes))
 
+def shared(input_shape, classes, *, width=1.0):
+    """Two layers that stand in two places each."""
+    channels = round(8 * width)
+    if channels % 2:
+        raise ValueError("an odd number of channels")
+    conv = nn.Conv2d(channels, channels, 3, padding=1)
+    norm = nn.BatchNorm2d(channels)
+    stem = nn.Conv2d(input_shape[0], channels, 3)
+    body = [conv, norm, nn.ReLU(), conv, norm, nn.ReLU()]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
+    return nn.Sequential(stem, *body, *head)
+
 wide = functools.partial(narrow, width=4.0)
 
 def blind(input_shape, classes):
@@ -47,23 +59,13 @@ def word(input_shape, classes):
 
 
 @pytest.fixture
-def offer(tmp_path, monkeypatch):
-    """Installs a package whose module `outside_models` has the text above, and offers models."""
+def offer(package):
+    """Installs a package whose module has the text above, and offers models."""
 
     def install(name: str = "outside", **offers: str) -> None:
-        info = tmp_path / "site" / f"{name}-1.0.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        lines = "\n".join(f"{offer} = {target}" for offer, target in offers.items())
-        (info / "entry_points.txt").write_text(f"[{others.GROUP}]\n{lines}\n")
-        (info.parent / "outside_models.py").write_text(SOURCE)
-        if str(info.parent) not in sys.path:
-            monkeypatch.setattr(sys, "path", [*sys.path, str(info.parent)])
-        others._entry_points.cache_clear()
+        package(SOURCE, name, others.GROUP, **offers)
 
-    yield install
-    sys.modules.pop("outside_models", None)
-    others._entry_points.cache_clear()
+    return install
 
 
 def models_of(folder: Path, entry: str, method: str = "[methods.dense]") -> Path:
@@ -72,10 +74,10 @@ def models_of(folder: Path, entry: str, method: str = "[methods.dense]") -> Path
 
 def test_a_model_of_another_package_is_found_by_name(offer):
     assert "narrow" not in names()
-    offer(narrow="outside_models:narrow", wide="outside_models:wide")
+    offer(narrow="outside_methods:narrow", wide="outside_methods:wide")
     assert names()[-2:] == ["narrow", "wide"]
     assert is_known("narrow")
-    assert "outside_models" not in sys.modules  # a name alone loads nothing
+    assert "outside_methods" not in sys.modules  # a name alone loads nothing
     assert find_info("narrow").summary == "A linear layer behind another one."
     assert find_info("wide").summary == "A linear layer behind another one."
     assert model_options("narrow") == {"width": 1.0, "norm": False}
@@ -84,7 +86,7 @@ def test_a_model_of_another_package_is_found_by_name(offer):
 
 
 def test_a_suite_plans_and_trains_it_and_its_smaller_kin(tmp_path, offer):
-    offer(narrow="outside_models:narrow")
+    offer(narrow="outside_methods:narrow")
     entry = "{ name = 'narrow', norm = true }"
     path = models_of(tmp_path, entry, "[methods.random]\n[methods.small_dense]\nsparsities=[0.5]")
     plan = plan_of(path)
@@ -98,7 +100,7 @@ def test_a_suite_plans_and_trains_it_and_its_smaller_kin(tmp_path, offer):
 
 
 def test_the_command_line_lists_counts_and_plans_it(tmp_path, offer, call):
-    offer(narrow="outside_models:narrow", lenet5="outside_models:narrow", lost="nowhere:lost")
+    offer(narrow="outside_methods:narrow", lenet5="outside_methods:narrow", lost="nowhere:lost")
     listed = call("list", "models", "--json")
     rows = {row["name"]: row["summary"] for row in json.loads(listed.out)}
     assert rows["narrow"] == "A linear layer behind another one."
@@ -118,7 +120,7 @@ def test_the_command_line_lists_counts_and_plans_it(tmp_path, offer, call):
 
 
 def test_a_wrong_option_is_refused_with_the_allowed_ones(tmp_path, offer, call):
-    offer(narrow="outside_models:narrow")
+    offer(narrow="outside_methods:narrow")
     path = models_of(tmp_path, "{ name = 'narrow', widht = 2 }")
     outcome = call("plan", path)
     assert outcome.status == 2
@@ -133,19 +135,19 @@ def test_a_wrong_option_is_refused_with_the_allowed_ones(tmp_path, offer, call):
     ("name", "message"),
     [
         ("lost", r"models\[0\]: model 'lost' of outside cannot be loaded from nowhere:lost \("),
-        ("keyword", r"outside_models:keyword is no function f\(input_shape, classes, \*, option"),
-        ("number", r"outside_models:__name__ is no function"),
+        ("keyword", r"outside_methods:keyword is no function f\(input_shape, classes, \*, option"),
+        ("number", r"outside_methods:__name__ is no function"),
         ("twice", "model 'twice' of .* is offered by .* too: uninstall one of them"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(tmp_path, offer, name, message):
     offer(
         lost="nowhere:lost",
-        keyword="outside_models:keyword",
-        number="outside_models:__name__",
-        twice="outside_models:narrow",
+        keyword="outside_methods:keyword",
+        number="outside_methods:__name__",
+        twice="outside_methods:narrow",
     )
-    offer("another", twice="outside_models:wide")
+    offer("another", twice="outside_methods:wide")
     with pytest.raises(SuiteError, match=message):
         load(str(models_of(tmp_path, f"'{name}'")))
 
@@ -161,7 +163,7 @@ def test_what_cannot_be_used_is_one_line(tmp_path, offer, name, message):
 def test_a_model_that_cannot_take_the_images_is_refused_with_the_sizes(
     offer, call, name, shape, message
 ):
-    offer(**{one: f"outside_models:{one}" for one in ("narrow", "blind", "word")})
+    offer(**{one: f"outside_methods:{one}" for one in ("narrow", "blind", "word")})
     outcome = call("count", name, "--input", shape)
     assert (outcome.status, outcome.out) == (2, "")
     assert message in outcome.err
@@ -169,12 +171,36 @@ def test_a_model_that_cannot_take_the_images_is_refused_with_the_sizes(
 
 
 def test_a_suite_refuses_a_model_that_cannot_take_its_images(tmp_path, offer):
-    offer(blind="outside_models:blind")
+    offer(blind="outside_methods:blind")
     with pytest.raises(SuiteError, match=r"model blind cannot take images of 1x8x8 \("):
         plan_of(models_of(tmp_path, "'blind'"))
 
 
 def test_an_unknown_name_offers_those_of_packages_too(tmp_path, offer):
-    offer(narrow="outside_models:narrow")
+    offer(narrow="outside_methods:narrow")
     with pytest.raises(SuiteError, match="Did you mean 'narrow'"):
         load(str(models_of(tmp_path, "'narow'")))
+
+
+@pytest.mark.parametrize("method", ["random", "rigl", "synflow", "dpf", "sfp"])
+def test_a_network_with_shared_layers_is_trained_counted_and_tested(tmp_path, offer, method):
+    offer(shared="outside_methods:shared")
+    path = models_of(tmp_path, '"shared"', f"[methods.{method}]\nsparsities = [0.5]")
+    record = train_one(path, tmp_path / "records")
+    assert (record.status, record.reason) == ("ok", "") or "chance" in record.reason
+    layers = {layer.name: layer for layer in record.layers}
+    assert layers.keys() == {"0.weight", "1.weight", "9.weight"}
+    assert layers["1.weight"].dense_macs == 2 * 36 * 576  # 6x6 positions, twice
+    assert record.counts.live <= record.counts.prunable_nonzero
+    assert record.counts.live_macs <= record.counts.macs
+    assert record.counts.compact is not None or method == "sfp"
+
+
+def test_a_width_that_the_builder_refuses_skips_the_smaller_network(tmp_path, offer, call):
+    offer(shared="outside_methods:shared")
+    path = models_of(tmp_path, '"shared"', "[methods.small_dense]\nsparsities = [0.5]")
+    outcome = call("plan", path)
+    assert outcome.status == 0
+    assert "skipped" in outcome.out
+    (cell,) = plan_of(path).manifest.cells
+    assert "an odd number of channels" in cell.skipped

@@ -69,8 +69,17 @@ def test_the_hash_ignores_title_and_length_and_nothing_else():
         "warmup_from": 0.1,
         "warmup_shape": "constant",
     }
-    changed = {name: recipe(**{name: value}).hash for name, value in changes.items()}
-    changed["nesterov"] = recipe(momentum=0.9, nesterov=True).hash
+    # What a field needs beside it, or it would do nothing.
+    needs: dict[str, dict[str, object]] = {
+        "nesterov": {"momentum": 0.9},
+        "betas": {"optimizer": "adam"},
+        "factor": {"drops": (0.5,)},
+        "padding": {"crop": 1},
+        "warmup_from": {"warmup": 0.1},
+        "warmup_shape": {"warmup": 0.1},
+    }
+    changes["nesterov"] = True
+    changed = {n: recipe(**needs.get(n, {}), **{n: value}).hash for n, value in changes.items()}
     timm: dict[str, object] = {"optimizer": "timm:lamb", "schedule": "timm:cosine"}
     for name in ("optimizer_options", "schedule_options"):
         changed[name] = recipe(**timm, **{name: (("k", 1),)}).hash
@@ -78,6 +87,25 @@ def test_the_hash_ignores_title_and_length_and_nothing_else():
     ignored = {"title", "epochs", "steps"}
     assert changed.keys() == set(Recipe.__slots__) - ignored | {"nothing"}
     assert len(set(changed.values())) == len(changed)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"optimizer": "adam", "momentum": 0.9},
+        {"optimizer": "adamw", "momentum": 0.9},
+        {"betas": (0.8, 0.999)},
+        {"warmup_from": 0.1},
+        {"warmup_shape": "constant"},
+        {"factor": 0.2},
+        {"schedule": "linear", "drops": (0.5,), "factor": 0.2},
+        {"padding": "reflect"},
+    ],
+    ids=str,
+)
+def test_a_field_that_would_do_nothing_is_refused_by_name(fields):
+    with pytest.raises(ValueError, match="|".join(fields)):
+        recipe(**fields)
 
 
 def test_fields_given_at_their_default_do_not_change_the_hash():
