@@ -200,9 +200,9 @@ def test_masks_are_fixed_after_stop():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_grown_weights_begin_without_memory(optimizer):
-    recipe = dataclasses.replace(
-        TINY_RECIPE, optimizer=optimizer, lr=0.01, nesterov=optimizer == "sgd"
-    )
+    momentum = {"momentum": 0.9, "nesterov": True} if optimizer == "sgd" else {}
+    plain = dataclasses.replace(TINY_RECIPE, lr=0.01, momentum=0.0, nesterov=False)
+    recipe = dataclasses.replace(plain, optimizer=optimizer, **momentum)
     keys = ["momentum_buffer"] if optimizer == "sgd" else ["exp_avg", "exp_avg_sq"]
     trainer = tiny_trainer("set", recipe=recipe)
     log = watch_updates(trainer)

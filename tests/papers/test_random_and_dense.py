@@ -60,7 +60,9 @@ def test_at_sparsity_zero_every_method_trains_as_dense_does_bit_for_bit(method, 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_masks_of_ones_leave_every_step_of_the_trajectory_alone(optimizer):
-    recipe = dataclasses.replace(TINY_RECIPE, optimizer=optimizer, nesterov=optimizer == "sgd")
+    momentum = {"momentum": 0.9, "nesterov": True} if optimizer == "sgd" else {}
+    plain = dataclasses.replace(TINY_RECIPE, momentum=0.0, nesterov=False)
+    recipe = dataclasses.replace(plain, optimizer=optimizer, **momentum)
     dense = tiny_trainer("dense", model="conv", recipe=recipe)
     masked = tiny_trainer("random", model="conv", density=1.0, recipe=recipe)
     for _ in zip(dense.run(), masked.run(), strict=True):
