@@ -216,7 +216,7 @@ def export(
     for note in written.notes:
         print(f"sparsebench: {note}.", file=sys.stderr)
     if written.sizes:
-        names = ("masked", "compact")
+        names = ("with its zeros", "compact")
         _print_table(
             [
                 {"network": name, "parameters": f"{s.parameters:,}", "MACs": f"{s.dense_macs:,}"}

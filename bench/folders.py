@@ -149,7 +149,7 @@ def load(root: Path, data: Path, image_size: int) -> Folder:
     classes = sorted(found[0])
     parts = [_sorted(part, classes, seen) for part in found]
     if layout.test is None:
-        parts = _set_aside(root, parts[0], classes)
+        parts = _set_aside(root, parts[0], classes, seen)
     notes = [layout.note] if layout.note else []
     if empty := sorted(_folders_in(layout.train) - found[0].keys()):
         notes.append(f"{layout.train}: no classes, for want of images: {_named(empty)}")
@@ -419,19 +419,24 @@ def _sorted(
 
 
 def _set_aside(
-    root: Path, part: tuple[list[str], Labels], classes: Sequence[str]
+    root: Path, part: tuple[list[str], Labels], classes: Sequence[str], seen: dict[str, Seen]
 ) -> list[tuple[list[str], Labels]]:
     """Training and test images, of each class those of the least digests: as good as by chance."""
     files, labels = part
-    counts = np.bincount(labels)
-    if counts.min() < 2:
-        few = [name for name, count in zip(classes, counts, strict=True) if count < 2]
+    digests = np.array([seen[file].digest for file in files])
+    tested = np.zeros(len(files), dtype=bool)
+    few = []
+    for label, name in enumerate(classes):
+        members = np.flatnonzero(labels == label)
+        border = digests[members[max(1, len(members) // TEST_SHARE) - 1]]
+        tested[members] = digests[members] <= border  # copies of a picture stay together
+        if tested[members].all():
+            few.append(name)
+    if few:
         raise DataError(
             f"{root}: {len(few)} classes have a single image: {_named(few)}. Without a test folder "
-            "each needs two or more."
+            "each needs two or more that differ."
         )
-    first = np.repeat(np.cumsum(counts) - counts, counts)
-    tested = np.arange(len(files)) - first < np.maximum(1, counts // TEST_SHARE)[labels]
     return [
         ([file for file, wanted in zip(files, chosen, strict=True) if wanted], labels[chosen])
         for chosen in (~tested, tested)

@@ -137,13 +137,21 @@ def prunable_names(
     allowed = set(method.prunable(model))
     names = tuple(name for name, _ in model.named_parameters() if name in chosen & allowed)
     if not names:
+        computed = ", ".join(parametrised(model))
+        why = f" Computed by a parametrisation, so no weights: {computed}." if computed else ""
         name = type(method).__name__
         what = "no weight" if isinstance(method, Dense) else f"no weight that {name} can prune"
         raise SuiteError(
             f"prunable = {preset!r} leaves {type(model).__name__} {what}. Presets: "
-            f"{', '.join(PRESETS)}."
+            f"{', '.join(PRESETS)}.{why}"
         )
     return names
+
+
+def parametrised(model: nn.Module) -> tuple[str, ...]:
+    """Layers whose weight is computed, as by weight normalisation: no preset counts them."""
+    layers = ((n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | _ConvNd))
+    return tuple(n for n, m in layers if not isinstance(m._parameters.get("weight"), nn.Parameter))
 
 
 def shapes(model: nn.Module, names: Sequence[str]) -> tuple[tuple[str, tuple[int, ...]], ...]:

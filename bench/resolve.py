@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from bench.folders import Folder
 from bench.initial import RANDOM, content, located
 from bench.networks import probe
 from bench.planning import MAX_STEPS, check_plan
-from bench.prunable import PRESETS, prunable_names, shapes
+from bench.prunable import PRESETS, parametrised, prunable_names, shapes
 from bench.recipes import Recipe
 from bench.small import compared, nearest_width
 from bench.spec import BudgetSpec, CellSpec, Options, Scalar
@@ -48,7 +48,7 @@ class Plan:
         recipe: how every cell is trained.
         data: folder of the data sets.
         start: folder from which a relative path of the data set starts.
-        notes: what people should know of the data, a line each.
+        notes: what people should know of the data and the models, a line each.
         init: where the first weights come from, see `bench.initial`.
     """
 
@@ -78,6 +78,7 @@ def resolve(suite: Suite, data: Path) -> Plan:
     _check_different(cells, suite)
     manifest = Manifest(suite.name, suite.title, cells)
     notes = arrays.notes if isinstance(arrays, Folder) else ()
+    notes += tuple(_left_out(suite, arrays.info))
     return Plan(manifest, suite.dataset, recipe, data, init, suite.folder, notes)
 
 
@@ -160,6 +161,14 @@ def _check_recipe(recipe: Recipe, suite: Suite) -> None:
         )
     else:
         streaming.check(recipe, where)
+
+
+def _left_out(suite: Suite, info: DatasetInfo) -> Iterator[str]:
+    """Layers that no preset counts, for each model that has some."""
+    asked = dict.fromkeys((q.model, tuple(q.model_options.items())) for q in suite.questions)
+    for model, options in asked:
+        if found := parametrised(probe(model, info, options)):
+            yield f"{model}: not prunable, computed by a parametrisation: {', '.join(found)}"
 
 
 def _check_crop(recipe: Recipe, info: DatasetInfo, suite: Suite) -> None:

@@ -54,14 +54,16 @@ def attach(model: nn.Module, name: str, parametrization: nn.Module) -> nn.Parame
     path, _, tensor = name.rpartition(".")
     module = model.get_submodule(path)
     parametrize.register_parametrization(module, tensor, parametrization)
-    original = module.parametrizations[tensor].original  # type: ignore[index,union-attr]
-    assert isinstance(original, nn.Parameter)
-    return original
+    found: Any = module.parametrizations[tensor]  # type: ignore[index]
+    found.attached = True
+    assert isinstance(found.original, nn.Parameter)
+    return found.original
 
 
 def bake(model: nn.Module) -> None:
-    """Replaces every parametrized weight by its value; the modules are plain again."""
+    """Replaces every weight that `attach` parametrized by its value; the model's own stay."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
-            for tensor in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
+            for tensor, found in list(module.parametrizations.items()):  # type: ignore[operator,union-attr]
+                if getattr(found, "attached", False):
+                    parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)

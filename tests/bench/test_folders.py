@@ -779,3 +779,26 @@ def test_a_folder_without_images_is_no_class_and_is_named(tmp_path):
     found = read(tmp_path / "set")
     assert found.info.classes == 2
     assert any("no classes, for want of images: void" in note for note in found.notes)
+
+
+def test_copies_of_a_picture_are_all_tested_on_or_none(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for shade in range(10):  # five pictures, twice each: a fifth is one
+            image = Image.new("L", (4, 4), 40 * (shade % 5) + (name == "b"))
+            image.save(tmp_path / "set" / name / f"{shade}.png")
+    found = read(tmp_path / "set")
+    contents = [
+        {Path(path).read_bytes() for path in part} for part in (found.x_train, found.x_test)
+    ]
+    assert not contents[0] & contents[1]
+    assert (len(found.x_train), len(found.x_test)) == (16, 4)
+
+
+def test_a_class_of_one_picture_and_its_copies_is_refused(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for copy in range(3):
+            Image.new("L", (4, 4), 90).save(tmp_path / "set" / name / f"{copy}.png")
+    with pytest.raises(DataError, match="2 classes have a single image: a, b"):
+        read(tmp_path / "set")

@@ -45,6 +45,14 @@ def shared(input_shape, classes, *, width=1.0):
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
     return nn.Sequential(stem, *body, *head)
 
+def normed(input_shape, classes):
+    """Its middle layer's weight is computed."""
+    channels, rows, columns = input_shape
+    middle = nn.utils.parametrizations.spectral_norm(nn.Linear(32, 32))
+    first = nn.Linear(channels * rows * columns, 32)
+    layers = [first, nn.ReLU(), middle, nn.ReLU(), nn.Linear(32, classes)]
+    return nn.Sequential(nn.Flatten(), *layers)
+
 wide = functools.partial(narrow, width=4.0)
 
 def blind(input_shape, classes):
@@ -204,3 +212,16 @@ def test_a_width_that_the_builder_refuses_skips_the_smaller_network(tmp_path, of
     assert "skipped" in outcome.out
     (cell,) = plan_of(path).manifest.cells
     assert "an odd number of channels" in cell.skipped
+
+
+@pytest.mark.parametrize("method", ["rigl", "dpf", "top_kast", "soft_deepr"])
+def test_a_layer_whose_weight_is_computed_stays_as_it_is(tmp_path, offer, call, method):
+    offer(normed="outside_methods:normed")
+    options = "" if method == "soft_deepr" else "sparsities = [0.5]"
+    path = models_of(tmp_path, '"normed"', f"[methods.{method}]\n{options}")
+    planned = call("plan", path)
+    assert "normed: not prunable, computed by a parametrisation: 3." in planned.err
+    record = train_one(path, tmp_path / "records")
+    # Soft-DeepR does not learn in so short a run; `invalid` would be another network.
+    assert record.status == "ok" or "chance" in record.reason
+    assert record.counts.prunable == 64 * 32 + 32 * 10
