@@ -20,7 +20,7 @@ from bench.errors import CannotCompact, DataError, RecordError, UsageError
 from bench.networks import make_model
 from bench.recipes import Recipe
 from bench.record import Record
-from bench.resolve import load_arrays, load_data
+from bench.resolve import load_arrays, load_data, make_method
 from bench.spec import Scalar
 from bench.store import Store, read
 from bench.streaming import to_device
@@ -106,12 +106,14 @@ def cut(record: Record, network: nn.Module, info: DatasetInfo) -> Compacted:
     """The network without its dead channels.
 
     Raises:
-        CannotCompact: it cannot be cut, or was trained with `bn_leak`.
+        CannotCompact: it cannot be cut, or its method leaves what must not be.
     """
-    if dict(record.spec.options).get("bn_leak"):
+    spec = record.spec
+    if not make_method(spec.method, dict(spec.options), spec.slug).cuttable:
+        options = ", ".join(f"{name} = {value}" for name, value in spec.options)
         raise CannotCompact(
-            f"{record.spec.slug}: bn_leak leaves the normalisation behind a pruned filter as it "
-            "is, so the channel still sends a constant and cannot be cut out. Train without it."
+            f"{spec.slug}: {spec.method} ({options}) leaves the normalisation behind a pruned "
+            "filter as it is, so the channel still sends a constant and cannot be cut out."
         )
     return compact(network, info.shape)
 

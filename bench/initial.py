@@ -59,9 +59,9 @@ def content(init: str, model: str, info: DatasetInfo, options: Options) -> str:
         return init
     if init == PRETRAINED:
         return f"pretrained-{_pretrained_hash(model)}"
-    tensors = _read(init)
+    tensors, found = _read(init)
     _check_fit(init, tensors, model, probe(model, info, options).state_dict())
-    return f"file-{tensor_hash(tensors)}"
+    return f"file-{found}"
 
 
 def first_network(
@@ -101,7 +101,7 @@ def first_network(
         return make_model(model, info, {**options, "pretrained": True}, seed)
     network = make_model(model, info, options, seed, initialisation)
     if init != RANDOM:
-        network.load_state_dict(_read(init))
+        network.load_state_dict(_read(init)[0])
     return network
 
 
@@ -117,20 +117,20 @@ def _pretrained_hash(model: str) -> str:
     return tensor_hash(weights)
 
 
-def _read(path: str) -> dict[str, Tensor]:
+def _read(path: str) -> tuple[dict[str, Tensor], str]:
     return _read_version(path, Path(path).stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=2)
-def _read_version(path: str, changed: int) -> dict[str, Tensor]:
-    """Tensors of a file as it was changed last; nothing is unpickled."""
+def _read_version(path: str, changed: int) -> tuple[dict[str, Tensor], str]:
+    """Tensors of a file as it was changed last, and their hash; nothing is unpickled."""
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise SuiteError(f"init: {path}: damaged, or no safetensors file ({error}).") from error
     if bad := [n for n, t in tensors.items() if not torch.isfinite(t).all()]:
         raise SuiteError(f"init: {path}: not finite: {', '.join(bad[:5])}.")
-    return tensors
+    return tensors, tensor_hash(tensors)
 
 
 def _check_fit(

@@ -29,7 +29,6 @@ from bench.prunable import promised, prunable_names
 from bench.recipes import Recipe
 from bench.record import (
     SCHEMA,
-    Compact,
     Counts,
     Expected,
     LayerCount,
@@ -451,14 +450,8 @@ class _Attempt:
             elementwise=totals.elementwise,
             live=sum(live) if live else None,
             live_macs=totals.live_macs,
-            compact=self._compact(model),
+            compact=compact_counts(model, self.info.shape) if self.method.cuttable else None,
         )
-
-    def _compact(self, model: nn.Module) -> Compact | None:
-        # With `bn_leak` a pruned filter still sends on a constant: nobody would cut it out.
-        if getattr(self.method, "bn_leak", False):
-            return None
-        return compact_counts(model, self.data.info.shape)
 
     def _filters(self, weights: Tensors) -> tuple[int, int, int]:
         """Filters of the prunable weights: all, asked to remain, with a weight that is not zero."""

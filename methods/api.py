@@ -320,6 +320,14 @@ class SparsityMethod:
         """
         return False
 
+    @property
+    def cuttable(self) -> bool:
+        """Whether what is pruned may be cut out of the finished network.
+
+        False for a method that leaves a pruned channel sending on a constant.
+        """
+        return True
+
     def final_density(self, density: float | None) -> float | None:
         """Density that a penalty-driven method lands on, to the weight; None: on none.
 

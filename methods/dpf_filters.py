@@ -90,6 +90,11 @@ class DPFFilters(DPF):
     norm: Literal["l2", "l2/sqrt(fan_in)"] = "l2"
     bn_leak: bool = False
 
+    @property
+    def cuttable(self) -> bool:
+        """Not with a leak."""
+        return not self.bn_leak
+
     def prunable(self, model: nn.Module) -> tuple[str, ...]:
         """Convolutions only: a classifier's filters would be its classes."""
         return convolutions(model)

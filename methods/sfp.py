@@ -58,6 +58,11 @@ class SFP(SparsityMethod):
     ramp: float = option(0.0, "[0, 1]")
     bn_leak: bool = False
 
+    @property
+    def cuttable(self) -> bool:
+        """Not with a leak."""
+        return not self.bn_leak
+
     def plan(self, budget: Budget, density: float | None) -> tuple[Phase, ...]:
         """One phase with a prune before it and after every epoch."""
         every = spaced(self.every * budget.steps_per_epoch, budget.steps)
