@@ -2,21 +2,25 @@
 
 Where the pixels come from is the data's own matter: `Data` has all of them on the device,
 `bench.streaming` decodes those that are asked for. Everything else is the same code for both.
+
+A batch costs one gather, whatever is drawn: the images lie there with their borders, and mirrored
+ones beside them, so that a crop is so many runs of pixels that begin where the drawn numbers say.
+uint8 until the end, since gathering is bound by memory: four times less of it than in float32.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
+from bench.crops import Crops, resident_crops, rotated
 from bench.datasets import Arrays, DatasetInfo
 from bench.errors import DataError
 from bench.recipes import Recipe
@@ -29,11 +33,22 @@ class Images(Protocol):
     def __getitem__(self, part: slice, /) -> Tensor: ...
 
 
-class Reader(Protocol):
-    """Gives the pixels of training batches by position."""
+class Feed(Protocol):
+    """The training pixels of one stream of batches."""
 
-    def read(self, position: int, index: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """uint8 (B, H, W, C) of the images with these numbers, each cropped at its corner."""
+    @property
+    def crops(self) -> Crops:
+        """Of the images that are there, in memory that stays in place."""
+
+    def seek(self, position: int) -> None:
+        """Sees to it that the images of a batch are there."""
+
+    def numbers(self, order: Tensor) -> Tensor:
+        """(N,) where the images of an epoch are among the crops' images when their batch is due.
+
+        Args:
+            order: (N,) the images' numbers in the epoch's order, on the CPU.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +89,13 @@ class Order:
         """(size,) the numbers of the images in an epoch's order, on the CPU."""
         return torch.randperm(self.size, generator=generator)
 
+    def place(self, position: int) -> tuple[int, int]:
+        """Epoch of a batch, and its number in the epoch."""
+        return divmod(position, self.steps_per_epoch)
+
     def part(self, position: int) -> tuple[int, slice]:
         """Epoch of a batch, and where in its order the batch lies."""
-        epoch, step = divmod(position, self.steps_per_epoch)
+        epoch, step = self.place(position)
         return epoch, slice(step * self.batch, (step + 1) * self.batch)
 
 
@@ -86,8 +105,10 @@ class Data:
 
     Attributes:
         info: the table's entry.
-        mean: (C,) of the training pixels, in [0, 255]; `std` likewise.
+        mean: (H, W, C) of the training pixels, in [0, 255]; `std` likewise. The same at all places:
+            arithmetic with C numbers takes six times as long as with a whole image.
         train: images to train on; `validation` and `test` likewise. `validation` may be empty.
+        known: crops of the training images that were asked for: all streams share them.
     """
 
     info: DatasetInfo
@@ -96,6 +117,7 @@ class Data:
     train: Split
     validation: Split
     test: Split
+    known: dict[object, Crops] = field(default_factory=dict, repr=False, kw_only=True)
 
     def without_test(self) -> Data:
         """The data as a trainer gets it: no decision can follow from a test image."""
@@ -108,11 +130,15 @@ class Data:
         """
         return images.to(torch.float32).sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)
 
-    def reader(self, recipe: Recipe, order: Order, *, augmented: bool) -> Reader:
+    def feed(self, recipe: Recipe, order: Order, *, augmented: bool) -> Feed:
         """The training pixels for one stream of batches."""
-        images, margin = self.train.images, recipe.crop if augmented else 0
+        images = self.train.images
         assert isinstance(images, Tensor)
-        return _Resident(crop_windows(images, margin, recipe.padding), margin)
+        margin, flip = (recipe.crop, recipe.flip) if augmented else (0, False)
+        key = margin, recipe.padding, flip
+        if key not in self.known:
+            self.known[key] = resident_crops(images, margin, recipe.padding, flip=flip)
+        return _Resident(self.known[key])
 
     def close(self) -> None:
         """Frees what a cell's end does not free by itself."""
@@ -120,15 +146,28 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class _Resident:
-    """Pixels that all lie on the device, as `crop_windows` sees them."""
+    """Pixels of a training set that lies on the device."""
 
-    windows: Tensor
-    margin: int
+    crops: Crops
 
-    def read(self, position: int, index: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        if self.margin:
-            return self.windows[index, rows, columns]
-        return self.windows.index_select(0, index)
+    def seek(self, position: int) -> None:
+        """All images are always there."""
+
+    def numbers(self, order: Tensor) -> Tensor:
+        return order
+
+
+class _Same:
+    """Arrays that are equal only to themselves: their pixels are not compared."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        self.arrays = arrays
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.arrays is other.arrays
+
+    def __hash__(self) -> int:
+        return id(self.arrays)
 
 
 def to_device(arrays: Arrays, recipe: Recipe, device: torch.device) -> Data:
@@ -139,16 +178,28 @@ def to_device(arrays: Arrays, recipe: Recipe, device: torch.device) -> Data:
     Raises:
         DataError: too few images for the recipe's split or batch.
     """
+    return _to_device(_Same(arrays), recipe, device)
+
+
+@functools.lru_cache(maxsize=1)
+def _to_device(same: _Same, recipe: Recipe, device: torch.device) -> Data:
+    """Kept for the next cell, and shared by those that train side by side: nobody writes it."""
+    arrays = same.arrays
     kept, held = split_indices(arrays.hash, len(arrays.y_train), recipe)
 
     def split(x: np.ndarray, y: np.ndarray) -> Split:
         return Split(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
 
+    def part(chosen: NDArray[np.int64]) -> Split:
+        if len(chosen) == len(arrays.y_train):  # chosen images would be a copy
+            return split(arrays.x_train, arrays.y_train)
+        return split(arrays.x_train[chosen], arrays.y_train[chosen])
+
     return Data(
         arrays.info,
         *normalisation(arrays.info, recipe, device),
-        split(arrays.x_train[kept], arrays.y_train[kept]),
-        split(arrays.x_train[held], arrays.y_train[held]),
+        part(kept),
+        part(held),
         split(arrays.x_test, arrays.y_test),
     )
 
@@ -176,15 +227,51 @@ def split_indices(
 
 
 def normalisation(info: DatasetInfo, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(C,) what is taken from pixels in [0, 255], and what they are divided by."""
-    channels = info.shape[0]
+    """(H, W, C) what is taken from pixels in [0, 255], and what they are divided by."""
+    channels, height, width = info.shape
     mean = info.mean if recipe.normalise else (0.0,) * channels
     std = info.std if recipe.normalise else (1.0,) * channels
-    return 255 * torch.tensor(mean, device=device), 255 * torch.tensor(std, device=device)
+
+    def wide(values: tuple[float, ...]) -> Tensor:
+        return 255 * torch.tensor(values, device=device).repeat(height, width, 1)
+
+    return wide(mean), wide(std)
+
+
+class _PerImage:
+    """A number for each image of an epoch, on the device in memory that stays in place.
+
+    Args:
+        order: how an epoch falls into batches.
+        place: (1,) int64 on the device: number of the batch in the epoch that is read.
+        dtype: of the numbers.
+    """
+
+    def __init__(self, order: Order, place: Tensor, dtype: torch.dtype) -> None:
+        shape = order.steps_per_epoch, order.batch
+        self._values = torch.zeros(shape, dtype=dtype, device=place.device)
+        self._place = place
+
+    def write(self, values: Tensor) -> None:
+        """Keeps an epoch's numbers (N,), which are on the CPU."""
+        send(values[: self._values.numel()].view_as(self._values), self._values)
+
+    def read(self) -> Tensor:
+        """(B,) of the batch."""
+        return self._values.index_select(0, self._place).view(-1)
+
+
+def send(values: Tensor, target: Tensor) -> None:
+    """Writes a tensor of the CPU to one on the device, which nobody waits for."""
+    if target.is_cuda:
+        values = values.contiguous().pin_memory()
+    target.copy_(values, non_blocking=True)
 
 
 class BatchStream:
     """Training batches by position: any batch of any epoch can be had without those before it.
+
+    `seek` is the host's part, `read` the device's.
 
     Args:
         data: its training images are streamed.
@@ -204,14 +291,21 @@ class BatchStream:
         augmented: bool = True,
     ) -> None:
         self.data = data
-        self.labels = data.train.labels
         self.plan = Order((seed, name), len(data.train), recipe.batch)
         self.steps_per_epoch = self.plan.steps_per_epoch
         self.flip = augmented and recipe.flip
         self.crop = recipe.crop if augmented else 0
         self.rotate = recipe.rotate if augmented else 0.0
-        self._reader = data.reader(recipe, self.plan, augmented=augmented)
+        self._feed = data.feed(recipe, self.plan, augmented=augmented)
+        self._classes = data.train.labels.cpu()
         self._epoch = -1
+        place = torch.zeros(1, dtype=torch.int64, device=data.train.labels.device)
+        self._place = place
+        self._labels = _PerImage(self.plan, place, torch.int64)
+        self._starts = _PerImage(self.plan, place, torch.int64)
+        later = self.flip and not self._feed.crops.mirrored
+        self._flips = _PerImage(self.plan, place, torch.bool) if later else None
+        self._angles = _PerImage(self.plan, place, torch.float32) if self.rotate else None
 
     def batch(self, position: int) -> tuple[Tensor, Tensor]:
         """The batch at a position, counted in steps from the start of training.
@@ -219,75 +313,47 @@ class BatchStream:
         Returns:
             float32 images (B, C, H, W) and int64 labels (B,).
         """
-        epoch, part = self.plan.part(position)
+        self.seek(position)
+        return self.read()
+
+    def seek(self, position: int) -> None:
+        """Goes to a position: what the host has to do before `read`."""
+        epoch, step = self.plan.place(position)
         if epoch != self._epoch:
             self._draw(epoch)
-        index = self.order[part]
-        images = self._reader.read(position, index, self.rows[part], self.columns[part])
-        if self.flip:
-            images = torch.where(self.mirrored[part, None, None, None], images.flip(2), images)
-        if self.rotate:
-            images = rotated(images, self.angles[part])
-        return self.data.normalise(images), self.labels.index_select(0, index)
+        self._feed.seek(position)
+        self._place.fill_(step)
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """The batch at the position, as often as wanted; new tensors each time.
+
+        Reads nothing but memory on the device that stays where it is, and never waits for it, so
+        that a CUDA graph may hold it: replayed after `seek`, it gives the batch at that position.
+
+        Returns:
+            float32 images (B, C, H, W) and int64 labels (B,).
+        """
+        images = self._feed.crops.read(self._starts.read())
+        if self._flips is not None:
+            mirrored = self._flips.read()[:, None, None, None]
+            images = torch.where(mirrored, images.flip(2), images)
+        if self._angles is not None:
+            images = rotated(images, self._angles.read())
+        return self.data.normalise(images), self._labels.read()
 
     def _draw(self, epoch: int) -> None:
         """Draws order and augmentation of a whole epoch, on the CPU so that devices agree."""
-        generator = self.plan.generator(epoch)
-        size, device = len(self.labels), self.labels.device
-        self.order = self.plan.draw(generator).to(device)
-        offsets = torch.randint(2 * self.crop + 1, (2, size), generator=generator).to(device)
-        self.rows, self.columns = offsets
-        self.mirrored = (torch.rand(size, generator=generator) < 0.5).to(device)
-        if self.rotate:  # last, so that streams without it stay as they are
-            angles = self.rotate * (2 * torch.rand(size, generator=generator) - 1)
-            self.angles = angles.to(device)
+        generator, size = self.plan.generator(epoch), len(self._classes)
+        self.order = self.plan.draw(generator)
+        self.rows, self.columns = torch.randint(2 * self.crop + 1, (2, size), generator=generator)
+        self.mirrored = torch.rand(size, generator=generator) < 0.5
+        numbers = self._feed.numbers(self.order)
+        starts = self._feed.crops.starts(numbers, self.rows, self.columns, self.mirrored)
+        self._starts.write(starts)
+        self._labels.write(self._classes[self.order])
+        if self._flips is not None:
+            self._flips.write(self.mirrored)
+        if self._angles is not None:  # last, so that streams without it stay as they are
+            self.angles = self.rotate * (2 * torch.rand(size, generator=generator) - 1)
+            self._angles.write(self.angles)
         self._epoch = epoch
-
-
-def crop_windows(images: Tensor, margin: int, padding: str) -> Tensor:
-    """Every crop of every image, as a view of the padded images.
-
-    Args:
-        images: uint8 (N, H, W, C).
-        margin: pixels of padding on each side; 0 returns the images.
-        padding: `zero` or `reflect`.
-
-    Returns:
-        (N, 2 margin + 1, 2 margin + 1, H, W, C): image, row and column of the crop's corner.
-    """
-    if not margin:
-        return images
-    channels_first = images.permute(0, 3, 1, 2)
-    mode = "constant" if padding == "zero" else "reflect"
-    padded = functional.pad(channels_first, (margin,) * 4, mode=mode)
-    padded = padded.permute(0, 2, 3, 1).contiguous()
-    count, height, width, channels = images.shape
-    sides = 2 * margin + 1
-    image, row, column, channel = padded.stride()
-    return padded.as_strided(
-        (count, sides, sides, height, width, channels), (image, row, column, row, column, channel)
-    )
-
-
-def rotated(images: Tensor, degrees: Tensor) -> Tensor:
-    """Images turned about their centre, bilinear; outside it is as at the nearest border.
-
-    Args:
-        images: (B, H, W, C).
-        degrees: (B,) counter-clockwise.
-
-    Returns:
-        float32 (B, H, W, C), on the same scale.
-    """
-    _, height, width, _ = images.shape
-    angles = degrees * (math.pi / 180)
-    cos, sin, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
-    # Coordinates run from -1 to 1 along both sides, however long they are.
-    rows = [cos, -sin * (height / width), zero], [sin * (width / height), cos, zero]
-    matrix = torch.stack([torch.stack(row, 1) for row in rows], 1)  # (B, 2, 3)
-    channels_first = images.permute(0, 3, 1, 2).to(torch.float32)
-    grid = functional.affine_grid(matrix, list(channels_first.shape), align_corners=False)
-    turned = functional.grid_sample(
-        channels_first, grid, mode="bilinear", padding_mode="border", align_corners=False
-    )
-    return turned.permute(0, 2, 3, 1)

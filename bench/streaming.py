@@ -23,7 +23,8 @@ from torch import Tensor
 
 from bench import data as resident
 from bench import folders
-from bench.data import Data, Order, Reader, Split, crop_windows, normalisation, split_indices
+from bench.crops import Crops, fill_padded
+from bench.data import Data, Feed, Order, Split, normalisation, split_indices
 from bench.datasets import Arrays, Pixels
 from bench.errors import BenchError, DataError, SuiteError
 from bench.folders import Folder
@@ -153,7 +154,7 @@ class StreamedData(Data):
 
     decoders: Decoders
 
-    def reader(self, recipe: Recipe, order: Order, *, augmented: bool) -> Reader:
+    def feed(self, recipe: Recipe, order: Order, *, augmented: bool) -> Feed:
         """The training pixels for one stream of batches, decoded ahead."""
         assert isinstance(self.train.images, Files)
         return _Stream(self.train.images, recipe, order, augmented)
@@ -338,14 +339,22 @@ class _Stream:
         self._making = Making.of(recipe, augmented=augmented)
         self._ahead = _Ahead(files.decoders, self._making, self._jobs, 1, recipe.batch)
         self._epoch, self._numbers = -1, torch.empty(0)
+        side = recipe.image_size + 2 * self._margin
+        shape = recipe.batch, side, side, 3
+        self._padded = torch.zeros(shape, dtype=torch.uint8, device=files.device)
+        self._position = -1
+        self.crops = Crops(self._padded, self._margin)
 
-    def read(self, position: int, index: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """uint8 (B, H, W, 3), each image cropped at its corner."""
-        images = self._ahead.get(position, self._files.device)
-        if not self._margin:
-            return images
-        windows = crop_windows(images, self._margin, self._padding)
-        return windows[torch.arange(len(index), device=index.device), rows, columns]
+    def seek(self, position: int) -> None:
+        """Waits until the batch is decoded, and brings it to where the crops are taken."""
+        if position != self._position:
+            images = self._ahead.get(position, self._files.device)
+            fill_padded(self._padded, images, self._margin, self._padding)
+            self._position = position
+
+    def numbers(self, order: Tensor) -> Tensor:
+        """(N,) the images of a batch lie there one after the other."""
+        return torch.arange(len(order)) % self._order.batch
 
     def _jobs(self, position: int) -> tuple[Sequence[str], Sequence[int]]:
         epoch, part = self._order.part(position)

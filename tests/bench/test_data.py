@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from bench import datasets
-from bench.data import BatchStream, Data, crop_windows, rotated, to_device
+from bench.crops import MIRRORED_BYTES, resident_crops, rotated
+from bench.data import BatchStream, Data, to_device
 from bench.datasets import Arrays, DatasetInfo
 from bench.errors import DataError
 from bench.recipes import Recipe
@@ -130,18 +131,23 @@ def naive(pixels: np.ndarray, margin: int, padding: str, row: int, column: int) 
     return padded[row : row + height, column : column + length]
 
 
+@pytest.mark.parametrize("copies", [True, False])
 @pytest.mark.parametrize("padding", ["zero", "reflect"])
-@pytest.mark.parametrize("margin", [1, 3])
-def test_crop_windows_equal_a_naive_loop(margin, padding):
+@pytest.mark.parametrize("margin", [0, 1, 3])
+def test_every_crop_equals_a_naive_loop(margin, padding, copies):
     pixels = arrays(5).x_train
-    windows = crop_windows(torch.from_numpy(pixels), margin, padding)
-    sides = 2 * margin + 1
-    assert windows.shape == (5, sides, sides, 6, 5, 2)
-    for image in range(5):
-        for row in range(sides):
-            for column in range(sides):
-                wanted = naive(pixels[image], margin, padding, row, column)
-                assert np.array_equal(windows[image, row, column].numpy(), wanted)
+    crops = resident_crops(torch.from_numpy(pixels), margin, padding, flip=copies)
+    assert crops.mirrored == copies
+    sides = torch.arange(2 * margin + 1)
+    drawn = torch.cartesian_prod(torch.arange(5), sides, sides, torch.arange(2))
+    image, row, column, mirrored = drawn.unbind(1)
+    found = crops.read(crops.starts(image, row, column, mirrored == 1))
+    assert found.shape == (len(image), 6, 5, 2)
+    for at in range(len(image)):
+        wanted = naive(pixels[image[at]], margin, padding, int(row[at]), int(column[at]))
+        if copies and mirrored[at]:
+            wanted = wanted[:, ::-1]
+        assert np.array_equal(found[at].numpy(), wanted)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -205,9 +211,9 @@ def test_normalised_pixels_have_zero_mean_and_unit_variance():
 
 
 def test_normalisation_by_hand():
-    images = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)  # one pixel of two channels
+    images = torch.tensor([0, 255], dtype=torch.uint8).expand(1, 6, 5, 2)
     # (0 - 0.25) / 0.5 and (1 - 0.5) / 0.25
-    assert data().normalise(images).flatten().tolist() == [-0.5, 2.0]
+    assert data().normalise(images).unique(dim=2).squeeze().tolist() == [[-0.5] * 5, [2.0] * 5]
 
 
 def test_batches_are_channels_last():
@@ -269,8 +275,10 @@ def test_too_few_images_for_one_batch_are_refused():
         ({"crop": 2, "flip": True, "padding": "reflect", "validation": 6}, "2e65d6e21d7c8569"),
     ],
 )
-def test_batches_are_those_of_the_first_release(fields, known):
+@pytest.mark.parametrize("most", [MIRRORED_BYTES, 0], ids=["mirrored copies", "no copies"])
+def test_batches_are_those_of_the_first_release(fields, known, most, monkeypatch):
     # Committed records were trained on them.
+    monkeypatch.setattr("bench.crops.MIRRORED_BYTES", most)
     used = recipe(**fields)
     one = BatchStream(data(used), used, 3, "order")
     digest = hashlib.blake2b(digest_size=8)

@@ -26,9 +26,10 @@ from bench.errors import BenchError, DataError, SuiteError
 from bench.evaluate import evaluate
 from bench.folders import Folder
 from bench.recipes import Recipe
-from bench.runner import Finished, Progress, Task, run_cell
+from bench.runner import Finished, Progress, Task
 from bench.store import Store
 from bench.streaming import Decoders, Files, Making, decoded, to_device
+from bench.together import run_cell
 from tests.bench.cells import (
     forking,
     plan_of,
@@ -39,6 +40,7 @@ from tests.bench.cells import (
     write_recipe,
     write_suite,
 )
+from tests.hot import NoWaiting, recorded
 
 CLASSES = 3
 CPU = torch.device("cpu")
@@ -437,6 +439,27 @@ def test_batches_do_not_depend_on_processes_or_on_what_was_asked_before(opened):
     assert in_order[0][0].dtype == torch.float32
 
 
+@pytest.mark.parametrize("fields", [{}, AUGMENTED | {"padding": "reflect"}], ids=["plain", "all"])
+def test_what_was_recorded_of_one_batch_of_files_replays_for_others(opened, fields):
+    stream, other = (BatchStream(opened(1, **fields), recipe(**fields), 3, "order") for _ in "ab")
+    stream.seek(1)
+    with NoWaiting():
+        stream.read()
+    replay = recorded(stream)
+    for position in (1, 2, 13, 4):
+        stream.seek(position)
+        for found, wanted in zip(replay(), other.batch(position), strict=True):
+            assert torch.equal(found, wanted)
+
+
+def test_a_batch_of_files_that_is_there_is_not_decoded_again(opened, monkeypatch):
+    data = opened(1, **AUGMENTED)
+    stream = BatchStream(data, recipe(**AUGMENTED), 3, "order")
+    images, _ = stream.batch(4)
+    monkeypatch.setattr(data.decoders, "submit", None)
+    assert torch.equal(stream.batch(4)[0], images)
+
+
 def test_an_image_is_cropped_anew_in_each_epoch_stream_and_seed(opened):
     fields: dict[str, Any] = {"area": (0.4, 1.0)}
     data, used = opened(1, **fields), recipe(**fields)
@@ -454,8 +477,9 @@ def test_an_image_is_cropped_anew_in_each_epoch_stream_and_seed(opened):
         assert not torch.equal(same, other)
 
 
-def test_a_batch_is_its_files_with_the_ordinary_crops_and_flips(opened, folder):
-    fields: dict[str, Any] = {"crop": 2, "flip": True}
+@pytest.mark.parametrize(("padding", "mode"), [("zero", "constant"), ("reflect", "reflect")])
+def test_a_batch_is_its_files_with_the_ordinary_crops_and_flips(opened, folder, padding, mode):
+    fields: dict[str, Any] = {"crop": 2, "flip": True, "padding": padding}
     data = opened(1, **fields)
     stream = BatchStream(data, recipe(**fields), 0, "order")
     images, labels = stream.batch(3)
@@ -464,7 +488,7 @@ def test_a_batch_is_its_files_with_the_ordinary_crops_and_flips(opened, folder):
     assert labels.tolist() == [int(folder.y_train[n]) for n in numbers]
     squares = decoded([folder.x_train[n] for n in numbers], (), Making(16, 0.875))
     for i in range(8):
-        padded = np.pad(squares[i], ((2, 2), (2, 2), (0, 0)))
+        padded = np.pad(squares[i], ((2, 2), (2, 2), (0, 0)), mode=mode)
         row, column = int(stream.rows[24 + i]), int(stream.columns[24 + i])
         wanted = padded[row : row + 16, column : column + 16]
         if stream.mirrored[24 + i]:
