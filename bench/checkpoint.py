@@ -28,6 +28,7 @@ def write(trainer: Trainer, path: Path, key: str) -> None:
         path: the file.
         key: of the cell, checked when it is read.
     """
+    trainer.settle()
     state = trainer.state
     tensors: dict[str, Tensor] = {
         "losses": trainer.losses,
@@ -50,6 +51,7 @@ def write(trainer: Trainer, path: Path, key: str) -> None:
         "format": FORMAT,
         "key": key,
         "counted": str(trainer.meter.counted),
+        "width": str(trainer.width),
         "cursor": msgspec.json.encode(trainer.cursor).decode(),
         "numbers": json.dumps(trainer.optimizer_numbers()),
         "snapshots": json.dumps({n: [s.position, s.numbers] for n, s in trainer.snapshots.items()}),
@@ -95,6 +97,7 @@ def _restore(trainer: Trainer, header: dict[str, str], tensors: dict[str, Tensor
     trainer.meter.total.copy_(tensors["meter"][0])
     trainer.meter.rate.copy_(tensors["meter"][1])
     trainer.meter.counted = int(header["counted"])
+    trainer.width = int(header.get("width", 1))  # sums of another width round differently
     for slot, names in json.loads(header["slots"]).items():
         values = groups.get(f"slot/{slot}", {})
         state.slots[slot] = {n: _like(values[n], state.weights.get(n), device) for n in names}

@@ -90,7 +90,7 @@ def plan_(
     rows = []
     for cell in launch.chosen(resolved, only):
         spec = cell.spec
-        record = None if cell.skipped else store.get(spec)
+        record = None if cell.skipped else store.get(spec, brief=True)
         rows.append(
             {
                 "key": spec.key,
@@ -138,6 +138,19 @@ def run(
         int,
         typer.Option(min=0, help="Processes per cell that decode image files; 0: as cores allow."),
     ] = 0,
+    stack: Annotated[
+        int,
+        typer.Option(min=1, help="Small cells computed as one network, on the CPU; 4 to 8 pay."),
+    ] = 1,
+    cells_per_device: Annotated[
+        str, typer.Option(metavar="N|auto", help="Cells at a time on a GPU; auto: as many as fit.")
+    ] = "1",
+    graph: Annotated[
+        bool, typer.Option(help="Replay steps as a CUDA graph, on a GPU where it can be done.")
+    ] = True,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile forward and backward passes (torch.compile).")
+    ] = False,
 ) -> None:
     """Train the cells of a suite that have no record yet, and print the suite's table.
 
@@ -153,7 +166,14 @@ def run(
 
     cells = launch.chosen(plan, only)
     settings = launch.Settings(
-        launch.usable_device(device), workers, threads, deadline, checkpoint_seconds, decoders
+        launch.usable_device(device),
+        workers,
+        threads,
+        deadline,
+        checkpoint_seconds,
+        decoders,
+        launch.places(cells_per_device),
+        launch.Ways(stack, graph, compile_),
     )
     try:
         launch.train(plan, store, cells, settings)
@@ -288,6 +308,55 @@ def latency(
         _print_json(measured)
     else:
         print(table(measured))
+
+
+@app.command()
+def profile(
+    what: Annotated[
+        str, typer.Argument(metavar="SUITE|CELL", help="A suite, or a cell that has a record.")
+    ],
+    data: Data = None,
+    records: Records = Path("records"),
+    recipe: Recipe = None,
+    device: Device = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    only: Only = None,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Seconds of training for each method.")
+    ] = 3.0,
+    drift: Annotated[
+        int | None,
+        typer.Option(
+            metavar="STEPS", help="Instead: whether steps are slower so many steps after pruning."
+        ),
+    ] = None,
+    graph: Annotated[bool, typer.Option(help="Measure replayed CUDA graphs too, on a GPU.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Show where the time of a step goes, and each method's overhead against dense, in turns.
+
+    Nothing is stored. A suite's first sparsity and seed are measured; --only chooses others.
+    """
+    from bench import launch, profiling
+    from bench import suite as suites
+    from bench.runner import set_up_process
+    from bench.store import find
+
+    if what in suites.names() or what.endswith(".toml"):
+        plan, _ = _resolve(what, data, records)
+    else:
+        plan = profiling.of_record(find(records, what), recipe, _data_folder(data))
+    cells = launch.chosen(plan, only)
+    device = launch.usable_device(device)
+    set_up_process(threads)
+    if drift is None:
+        measured = profiling.profile(plan, cells, device, seconds, graph=graph)
+    else:
+        measured = profiling.drift(plan, cells, device, drift, graph=graph)
+    if as_json:
+        _print_json(measured)
+    else:
+        print(profiling.table(measured))
 
 
 @app.command()

@@ -38,14 +38,14 @@ def evaluate(model: nn.Module, split: Split, data: Data) -> Evaluation:
     """
     model.eval()
     count, chunk = len(split), chunk_size(data.info.shape)
-    loss, top1, top5 = 0.0, 0, 0
+    found = []  # waited for once, at the end
     for start in range(0, count, chunk):
         labels = split.labels[start : start + chunk]
         logits = model(data.normalise(split.images[start : start + chunk])).float()
-        loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
+        loss = functional.cross_entropy(logits, labels, reduction="sum")
         best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (B, 5)
-        top1 += int(best[:, 0].sum())
-        top5 += int(best.sum())
+        found.append(torch.stack([loss, best[:, 0].sum().float(), best.sum().float()]))
+    loss, top1, top5 = (sum(column) for column in zip(*torch.stack(found).tolist(), strict=True))
     many = data.info.classes > 5
     return Evaluation(loss / count, 100 * top1 / count, 100 * top5 / count if many else None)
 

@@ -6,11 +6,12 @@ runners on one machine share a suite without doing a cell twice.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import signal
 import time
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -19,16 +20,18 @@ import torch
 from filelock import FileLock, Timeout
 
 from bench.environment import environment
+from bench.packing import packing
 from bench.record import FINAL, SCHEMA, Record, Times
-from bench.runner import Event, Finished, Stopped, Task, run_cell, set_up_process
+from bench.runner import Event, Finished, Stopped, Task, set_up_process
 from bench.store import Store
+from bench.together import run_cells
 
 BUSY_SECONDS = 0.5
 """Pause before another look, when other runners hold all that is left."""
 
 
 def execute(
-    tasks: Sequence[Task], store: Store, workers: int, threads: int
+    tasks: Sequence[Task], store: Store, workers: int, threads: int, places: int = 1
 ) -> Generator[Event, None, None]:
     """Runs cells and writes their records; skips those that another runner finished meanwhile.
 
@@ -37,13 +40,14 @@ def execute(
         store: takes the records.
         workers: processes; 1 trains in this one.
         threads: per process.
+        places: cells at a time in each process; 0: as many as fit on its GPU.
     """
     queue = _Queue(list(tasks), store)
     if workers == 1:
         set_up_process(threads)
-        events = _in_this_process(queue)
+        events = _in_this_process(queue, places)
     else:
-        events = _in_workers(queue, min(workers, len(tasks)), threads)
+        events = _in_workers(queue, min(workers, len(tasks)), threads, places)
     with closing(events):
         for event in events:
             if isinstance(event, Finished):
@@ -61,9 +65,14 @@ class _Queue:
     store: Store
     taken: dict[str, tuple[Task, ExitStack]] = field(default_factory=dict)
 
-    def take(self) -> Task | None:
-        """The next cell that no other runner holds; None if there is none at the moment."""
-        for task in list(self.tasks):
+    def take(self, like: Task | None = None) -> Task | None:
+        """The next cell that no other runner holds; None if there is none at the moment.
+
+        Args:
+            like: cells that run beside this one are to have its network and data, if any have.
+        """
+        same = [task for task in self.tasks if like is None or _network(task) == _network(like)]
+        for task in same or list(self.tasks):
             spec = task.cell.spec
             if time.time() >= task.deadline:
                 self.tasks.clear()
@@ -99,12 +108,17 @@ class _Queue:
         self.taken.pop(key)[1].close()
 
 
-def _in_this_process(queue: _Queue) -> Generator[Event, None, None]:
+def _network(task: Task) -> tuple[Any, ...]:
+    spec = task.cell.spec
+    return spec.model, spec.model_options, spec.dataset
+
+
+def _in_this_process(queue: _Queue, places: int) -> Generator[Event, None, None]:
+    device = torch.device(queue.tasks[0].device)
     while queue.tasks:
-        task = queue.take()
-        if task is not None:
-            yield from run_cell(task)
-        elif queue.tasks:
+        with closing(run_cells(queue.take, packing(places, device))) as events:
+            yield from events
+        if queue.tasks:
             time.sleep(BUSY_SECONDS)
 
 
@@ -112,48 +126,60 @@ def _in_this_process(queue: _Queue) -> Generator[Event, None, None]:
 class _Worker:
     process: Any
     connection: Connection
-    task: Task | None = None
+    tasks: dict[str, Task] = field(default_factory=dict)
 
 
-def _in_workers(queue: _Queue, count: int, threads: int) -> Generator[Event, None, None]:
-    workers = [_start_worker(threads) for _ in range(count)]
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A worker has room for a cell; the answer is a task, or None."""
+
+    like: Task | None
+
+
+def _in_workers(
+    queue: _Queue, count: int, threads: int, places: int
+) -> Generator[Event, None, None]:
+    device = queue.tasks[0].device
+    workers = [_start_worker(threads, places, device) for _ in range(count)]
     try:
-        while True:
-            for index, worker in enumerate(workers):
-                if worker.task is None and (task := queue.take()) is not None:
-                    if not worker.process.is_alive():
-                        workers[index] = worker = _start_worker(threads)
-                    worker.task = task
-                    worker.connection.send(task)
-            busy = {worker.connection: worker for worker in workers if worker.task is not None}
-            if not busy and not queue.tasks:
-                return
-            if not busy:
-                time.sleep(BUSY_SECONDS)
-            for connection in wait(list(busy), timeout=BUSY_SECONDS):
+        while queue.tasks or any(worker.tasks for worker in workers):
+            by_connection = {worker.connection: worker for worker in workers}
+            for connection in wait(list(by_connection), timeout=BUSY_SECONDS):
                 assert isinstance(connection, Connection)
-                worker = busy[connection]
-                event = _receive(worker)
+                worker = by_connection[connection]
+                try:
+                    event = connection.recv()
+                except (EOFError, OSError):
+                    workers[workers.index(worker)] = _start_worker(threads, places, device)
+                    yield from _lost(worker, queue)
+                    continue
+                if isinstance(event, _Wanted):
+                    _answer(worker, queue.take(event.like))
+                    continue
                 if isinstance(event, Finished | Stopped):
-                    worker.task = None
+                    del worker.tasks[event.key]
                 yield event
     finally:
         for worker in workers:
             worker.connection.close()
-            if worker.task is not None:
+            if worker.tasks:
                 worker.process.terminate()
             worker.process.join()
 
 
-def _receive(worker: _Worker) -> Event:
-    """The worker's next event; a worker that died gives its cell a failed record."""
-    task = worker.task
-    assert task is not None
-    try:
-        event: Event = worker.connection.recv()
-        return event
-    except (EOFError, OSError):
-        worker.process.join()
+def _answer(worker: _Worker, task: Task | None) -> None:
+    if task is not None:
+        worker.tasks[task.cell.spec.key] = task
+    with suppress(OSError):  # a worker that died is noticed when it is listened to
+        worker.connection.send(task)
+
+
+def _lost(worker: _Worker, queue: _Queue) -> Iterator[Event]:
+    """A worker that died gives its cells failed records; at least one, or it might go on so."""
+    worker.process.join()
+    if not worker.tasks and (task := queue.take()) is not None:
+        worker.tasks[task.cell.spec.key] = task
+    for task in worker.tasks.values():
         reason = f"the worker process died (exit code {worker.process.exitcode})"
         record = Record(
             schema=SCHEMA,
@@ -165,27 +191,39 @@ def _receive(worker: _Worker) -> Event:
             times=Times(0.0, 0.0, 0.0, ""),
             reason=reason,
         )
-        return Finished(task.cell.spec.key, record)
+        yield Finished(task.cell.spec.key, record)
 
 
-def _start_worker(threads: int) -> _Worker:
+def _start_worker(threads: int, places: int = 1, device: str = "cpu") -> _Worker:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     # No daemon, since these may have no children, such as those that decode images.
-    process = context.Process(target=_work, args=(there, threads))
+    process = context.Process(target=_work, args=(there, threads, places, device))
     process.start()
     there.close()
     return _Worker(process, here)
 
 
-def _work(connection: Connection, threads: int) -> None:
-    """A worker: takes tasks and sends events until its parent closes the pipe, or is gone."""
+def _work(connection: Connection, threads: int, places: int, device: str) -> None:
+    """A worker: asks for tasks and sends events until its parent closes the pipe, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     set_up_process(threads)
+    asked = -math.inf
+
+    def take(like: Task | None) -> Task | None:
+        nonlocal asked
+        if like is not None and time.monotonic() - asked < BUSY_SECONDS:
+            return None
+        connection.send(_Wanted(like))
+        task: Task | None = connection.recv()
+        asked = -math.inf if task else time.monotonic()
+        return task
+
     try:
         while True:
-            with closing(run_cell(connection.recv())) as events:
+            with closing(run_cells(take, packing(places, torch.device(device)))) as events:
                 for event in events:
                     connection.send(event)
+            time.sleep(BUSY_SECONDS / 5)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return

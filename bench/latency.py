@@ -7,8 +7,6 @@ ratio is that of two times of the same round.
 from __future__ import annotations
 
 import copy
-import ctypes
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +32,7 @@ from bench.finished import (
     plain_network,
 )
 from bench.record import Environment, Record
+from bench.runner import keep_memory
 
 Run = Callable[[], object]
 Timer = Callable[[Run], float]
@@ -49,9 +48,6 @@ WARM_UP = 3
 
 LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 10, 200, 10.0
 """Rounds for a batch size are those that fit in so many seconds, within these bounds."""
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Parameters of glibc's `mallopt`, from its malloc.h."""
 
 CONFIDENCE = 0.95
 """Of the intervals of ratios; it takes six rounds."""
@@ -138,19 +134,6 @@ def latency(
         timings += [timing(name, batch, times) for name in times]
     where = environment(place)
     return Latency(record.spec.slug, info.shape, where, done, tuple(timings), tuple(notes))
-
-
-def keep_memory() -> None:
-    """Has the C library keep what is freed, in this process and from now on; glibc only.
-
-    Else large tensors go back to the system after each layer and come as fresh pages for the next.
-    On a CPU that costs up to half of a forward pass, in one network and not in its twin.
-    """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(library, "mallopt"):
-        assert library is not None
-        library.mallopt(M_MMAP_MAX, 0)
-        library.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def in_turns(runs: Mapping[str, Run], timer: Timer, rounds: int | None) -> dict[str, list[float]]:

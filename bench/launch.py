@@ -16,8 +16,9 @@ from bench.errors import UsageError
 from bench.executors import execute
 from bench.folders import cores
 from bench.live import View
+from bench.record import Timing
 from bench.resolve import Plan
-from bench.runner import Finished, Note, Progress, Task
+from bench.runner import ALONE, Finished, Note, Progress, Task, Ways
 from bench.sources import SourceFiles
 from bench.store import Cell, Store
 
@@ -36,6 +37,8 @@ class Settings:
         deadline: Unix time at which to save and stop; infinity: never.
         checkpoint_seconds: wall-clock between checkpoints of a cell.
         decoders: processes of a cell that decode images; 0: the cores, shared among the workers.
+        places: cells at a time on a GPU, in each process; 0: as many as fit.
+        ways: how steps are computed.
     """
 
     device: str
@@ -44,6 +47,23 @@ class Settings:
     deadline: float = math.inf
     checkpoint_seconds: float = 60.0
     decoders: int = 0
+    places: int = 1
+    ways: Ways = ALONE
+
+    def __post_init__(self) -> None:
+        """Checks what goes together.
+
+        Raises:
+            UsageError: names the option.
+        """
+        cpu = self.device == "cpu"
+        if self.ways.stack > 1 and not cpu:
+            raise UsageError("--stack is for the CPU; on a GPU use --cells-per-device.")
+        if self.places != 1 and cpu:
+            raise UsageError(
+                "--cells-per-device is for GPUs; on the CPU use --workers, and --stack for small "
+                "networks."
+            )
 
 
 def chosen(plan: Plan, only: str | None) -> list[Cell]:
@@ -84,6 +104,19 @@ def usable_device(name: str) -> str:
     return name
 
 
+def places(text: str) -> int:
+    """What `--cells-per-device` says; 0 for `auto`.
+
+    Raises:
+        UsageError: it is neither `auto` nor a number from 1 on.
+    """
+    if text == "auto":
+        return 0
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--cells-per-device {text}: give auto or a number from 1 on.")
+    return int(text)
+
+
 def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> None:
     """Trains the cells that have no record, seed 0 of everything first, and shows how it goes.
 
@@ -104,14 +137,17 @@ def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> No
         raise UsageError(f"--records: cannot write in {store.folder} ({error}).") from error
     if not ordered:
         return
+    places = settings.places if settings.ways.stack == 1 else settings.ways.stack
     workers = settings.workers or (cores() if settings.device == "cpu" else 1)
-    workers = min(workers, len(ordered))
+    workers = min(workers, -(-len(ordered) // max(1, places)))
     decoders = settings.decoders or max(1, cores() // workers)
     settings = dataclasses.replace(settings, decoders=decoders)
+    timing: Timing = "exclusive" if (workers, places) == (1, 1) else "shared"
+    said: set[str] = set()
     with View(ordered) as view:
         for depends in (False, True):
             wave = [
-                _task(cell, plan, store, settings, by_key)
+                dataclasses.replace(_task(cell, plan, store, settings, by_key), timing=timing)
                 for cell in ordered
                 if (cell.spec.source is not None) == depends
             ]
@@ -120,13 +156,15 @@ def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> No
             if not ready:
                 continue
             # Closed at once whatever happens here, so that no worker is waited for at the exit.
-            with closing(execute(ready, store, min(workers, len(ready)), settings.threads)) as run:
+            events = execute(ready, store, min(workers, len(ready)), settings.threads, places)
+            with closing(events) as run:
                 for event in run:
                     if isinstance(event, Progress):
                         view.progress(event.key, event.done)
                     elif isinstance(event, Finished):
                         view.finish(event.key, event.record)
-                    elif isinstance(event, Note):
+                    elif isinstance(event, Note) and event.text not in said:
+                        said.add(event.text)
                         view.say(event.text)
 
 
@@ -156,6 +194,7 @@ def _task(
         init=plan.init,
         start=plan.start,
         decoders=settings.decoders,
+        ways=settings.ways,
     )
 
 

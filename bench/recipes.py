@@ -71,6 +71,8 @@ class Recipe:
             images are resized and their centre is taken.
         crop_fraction: part of a resized side that the centre takes, in tests.
         auto_augment: timm's name of a policy for images of a folder, such as `rand-m9-mstd0.5`.
+        precision: of products: `fp32`; `tf32`, on GPUs that have it; `bf16`, in training by
+            autocast, with weights, statistics and losses in fp32, and all of a test in fp32.
     """
 
     title: str
@@ -103,6 +105,7 @@ class Recipe:
     area: tuple[float, float] = (1.0, 1.0)
     crop_fraction: float = 0.875
     auto_augment: str = ""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
         """Checks ranges.

@@ -16,6 +16,7 @@ from methods.allocation import keep_count
 SCHEMA = 1
 
 Status = Literal["ok", "diverged", "invalid", "failed"]
+Timing = Literal["exclusive", "shared"]
 FINAL: tuple[Status, ...] = ("ok", "diverged", "invalid")
 """Statuses that answer the question. A `failed` cell is kept aside and run again next time."""
 
@@ -212,6 +213,24 @@ class Times:
 
 
 @dataclass(frozen=True, slots=True)
+class Execution:
+    """How the steps of a cell were computed; sums round differently from one way to another.
+
+    Attributes:
+        timing: `exclusive`: no other cell of the run had the device meanwhile, so the seconds are
+            the cell's own; `shared`: others had.
+        stack: cells that were computed as one batched network (`run --stack`); 1: none but this.
+        graph: whether steps were replayed as a CUDA graph.
+        compiled: whether `torch.compile` made the forward and backward passes.
+    """
+
+    timing: Timing = "exclusive"
+    stack: int = 1
+    graph: bool = False
+    compiled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Environment:
     """Where a cell ran. `commit` is the harness's; `dirty` says that files differed from it."""
 
@@ -244,6 +263,7 @@ class Record:
             first step: a ranking before fine-tuning, or a last one.
         last_changes: prunable weights whose mask changed for the last time in each fiftieth of the
             training; those whose mask never changed are in none.
+        execution: how it was computed; None in records from before that was recorded.
     """
 
     schema: int
@@ -270,6 +290,7 @@ class Record:
     mask_updates: tuple[MaskUpdate, ...] = ()
     last_changes: tuple[int, ...] = ()
     traceback: str = ""
+    execution: Execution | None = None
 
 
 def landed(record: Record, sparsity: float) -> Record:

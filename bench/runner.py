@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import functools
 import math
+import sys
 import time
 import traceback
 from collections.abc import Generator, Iterator
@@ -18,6 +21,7 @@ from safetensors.torch import save
 from torch import nn
 
 from bench import checkpoint, sources
+from bench.capture import Captured
 from bench.compact import compact_counts
 from bench.counting import count_layers, count_totals
 from bench.environment import environment
@@ -30,16 +34,20 @@ from bench.recipes import Recipe
 from bench.record import (
     SCHEMA,
     Counts,
+    Execution,
     Expected,
     LayerCount,
     PhaseResult,
     Record,
     Status,
     Times,
+    Timing,
 )
 from bench.resolve import load_data, make_budget, make_method
 from bench.seeds import derive
 from bench.sources import SourceFiles
+from bench.stack import stackable
+from bench.step import Step, set_precision
 from bench.store import Cell, write_atomically
 from bench.streaming import to_device
 from bench.trainer import Ended, Tensors, Trainer
@@ -49,6 +57,27 @@ from methods.masking import GROWN
 PROGRESS_SECONDS = 0.5
 CHANCE_FACTOR = 1.5
 """A final accuracy below this multiple of chance counts as diverged: the papers' `*`."""
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Parameters of glibc's `mallopt`, from its malloc.h."""
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How steps may be computed; none changes what is computed, but for rounding.
+
+    Attributes:
+        stack: cells that are computed as one batched network; 1: each alone.
+        graph: replays steps as a CUDA graph, on a GPU.
+        compiled: `torch.compile` makes the forward and backward passes.
+    """
+
+    stack: int = 1
+    graph: bool = True
+    compiled: bool = False
+
+
+ALONE = Ways()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +95,8 @@ class Task:
         init: where the first weights come from, see `bench.initial`.
         start: folder from which a relative path of the data set starts.
         decoders: processes that decode images.
+        ways: how its steps are computed, where the cell allows it.
+        timing: whether other cells of the run use the device meanwhile.
     """
 
     cell: Cell
@@ -82,6 +113,8 @@ class Task:
     init: str = RANDOM
     start: Path = Path()
     decoders: int = 1
+    ways: Ways = ALONE
+    timing: Timing = "exclusive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +153,20 @@ class Finished:
 Event = Progress | Note | Stopped | Finished
 
 
+def keep_memory() -> None:
+    """Has the C library keep what is freed, in this process and from now on; glibc only.
+
+    Else large tensors go back to the system after each layer and come as fresh pages for the next:
+    on a CPU that costs a fifth of a training step, and up to half of a forward pass, in one network
+    and not in its twin.
+    """
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(library, "mallopt"):
+        assert library is not None
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, -1)
+
+
 def set_up_process(threads: int) -> None:
     """Settings that a process takes before its first cell.
 
@@ -130,13 +177,16 @@ def set_up_process(threads: int) -> None:
     torch.set_num_threads(threads)
     # Weights that shrink to denormals make steps 2 to 3 times slower.
     torch.set_flush_denormal(True)
+    keep_memory()
 
 
-def run_cell(task: Task) -> Generator[Event, None, None]:
-    """Trains one cell, from its checkpoint if there is one, and measures it.
+def moments(task: Task) -> Generator[Event | Trainer, None, None]:
+    """One cell, from its checkpoint if there is one, until it is measured.
 
     Yields:
-        Progress, then as the last event Finished, or Stopped at the deadline.
+        The trainer, whenever a step of it is due: see `Trainer.moments`. An error of that step is
+        to be thrown in: it becomes the cell's record. Between steps, Progress and Note; as the last
+        event Finished, or Stopped at the deadline.
     """
     spec = task.cell.spec
     attempt = _Attempt(task)
@@ -197,6 +247,9 @@ class _Attempt:
         if task.source is not None and spec.sparsity is not None:
             ones = {name: torch.ones_like(model.get_parameter(name)) for name in self.names}
             source, self.source_multiple = sources.load(task.source, spec.sparsity, ones)
+        ways = task.ways
+        set_precision(task.recipe)
+        kind = Captured if ways.graph and self.device.type == "cuda" else Step
         self.trainer = Trainer(
             self.method,
             model,
@@ -209,7 +262,10 @@ class _Attempt:
             source=source,
             fresh=self.fresh_model,
             layers=count_layers(model, self.info.shape),
+            step=functools.partial(kind, compiled=ways.compiled),
         )
+        self.apart = stackable(model) if ways.stack > 1 else ""
+        self.trainer.width = 1 if self.apart else ways.stack
 
     def first_model(self) -> nn.Module:
         """The network with the cell's first weights, on the device."""
@@ -230,10 +286,12 @@ class _Attempt:
         # Convolutions are 1.2 to 1.5 times faster with channels last; other layers do not care.
         return model.to(self.device).to(memory_format=torch.channels_last)
 
-    def train(self) -> Iterator[Event]:
+    def train(self) -> Iterator[Event | Trainer]:
         """Runs to the last step, saving now and then."""
         task, key = self.task, self.task.cell.spec.key
         self.build()
+        if self.apart:
+            yield Note(key, f"{task.cell.label} is computed alone, not in a stack: {self.apart}.")
         if task.checkpoint.exists():
             try:
                 checkpoint.read(self.trainer, task.checkpoint, key)
@@ -245,7 +303,10 @@ class _Attempt:
         total = self.trainer.total_steps
         now = time.time()
         next_save, next_word = now + task.checkpoint_seconds, now
-        for done in self._steps():
+        for done in self._moments():
+            if done is None:
+                yield self.trainer
+                continue
             self.measure_ended()
             now = time.time()
             if now >= task.deadline and done < total:
@@ -260,9 +321,9 @@ class _Attempt:
                 next_word = now + PROGRESS_SECONDS
         self.measure_ended()
 
-    def _steps(self) -> Iterator[int]:
+    def _moments(self) -> Iterator[int | None]:
         try:
-            yield from self.trainer.run()
+            yield from self.trainer.moments()
         except Diverged:
             self.measure_ended()  # a round before the step that diverged is still a result
             raise
@@ -416,6 +477,12 @@ class _Attempt:
                 "curve": tuple(cursor.curve),
                 "mask_updates": tuple(cursor.mask_updates),
                 "last_changes": trainer.dynamics.histogram(trainer.total_steps),
+                "execution": Execution(
+                    self.task.timing,
+                    trainer.width,
+                    trainer.hot.replayed,
+                    self.task.ways.compiled,
+                ),
             }
         return Record(**(common | measured))
 

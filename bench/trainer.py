@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from bench.clock import Stopwatch, wait_for
 from bench.data import BatchStream, Data
 from bench.dynamics import Dynamics
 from bench.errors import Diverged
@@ -24,6 +24,7 @@ from bench.prunable import shapes
 from bench.recipes import TIMM_PREFIX, Recipe
 from bench.record import CurvePoint, LayerCount, Least, MaskUpdate, PhaseResult
 from bench.seeds import derive
+from bench.step import Step, data_term, precision
 from methods.api import (
     Budget,
     OptimizerSettings,
@@ -118,20 +119,6 @@ class Ended:
     masks: Tensors
 
 
-def forward(
-    model: nn.Module,
-    method: SparsityMethod,
-    state: TrainState,
-    x: Tensor,
-    y: Tensor,
-    smoothing: float = 0.0,
-) -> Tensor:
-    """() loss of one batch: the data term and the method's penalty. Compiles as one graph."""
-    loss = functional.cross_entropy(model(x), y, label_smoothing=smoothing)
-    penalty = method.penalty(state)
-    return loss if penalty is None else loss + penalty
-
-
 def optimizer_settings(recipe: Recipe) -> OptimizerSettings:
     """The recipe's optimizer."""
     factory = None
@@ -165,8 +152,11 @@ class Trainer:
         source: what the cell's source left, if it names one.
         fresh: makes a plain network from the number of a draw, on the device.
         layers: of the plain dense network, counted: what the training costs in theory.
+        step: computes the steps, see `bench.step`.
 
     Attributes:
+        hot: computes a step.
+        width: runs that are computed as one, see `bench.stack`; 1: this one alone.
         ended: measured phases that nobody has looked at yet.
         open_probability: the method's, at the end of training.
     """
@@ -185,6 +175,7 @@ class Trainer:
         source: Source | None = None,
         fresh: Callable[[int], nn.Module] | None = None,
         layers: Sequence[LayerCount] = (),
+        step: Callable[..., Step] = Step,
     ) -> None:
         self.method, self.data, self.recipe = method, data, recipe
         self.density, self.seed = density, seed
@@ -212,9 +203,14 @@ class Trainer:
         progress = torch.zeros((), device=device)
         self.state = TrainState(model, weights, masks, optimizer, lr, progress)
 
+        self.hot = step(method, self.state, self.stream, recipe)
+        self.width = 1
+        self._updates = Stopwatch(device)
+
         # Losses stay on the device until a point of the curve is due: no wait in the step.
         interval = max(1, -(-self.total_steps // CURVE_POINTS))
         self.losses = torch.zeros(interval, device=device)
+        self._losses = self.losses.unbind()
         self.dynamics = Dynamics(self.plan, self.state)
         self.meter = Meter(method, self.state, layers, recipe.batch)
         self.ended: list[Ended] = []
@@ -239,6 +235,19 @@ class Trainer:
         Raises:
             Diverged: a loss was not finite; names the step.
         """
+        for done in self.moments():
+            if done is None:
+                self.compute()
+            else:
+                yield done
+
+    def moments(self) -> Iterator[int | None]:
+        """The same, for those who compute the steps themselves.
+
+        Yields:
+            None when a step is due: it must be computed before the run goes on, by `compute` or as
+            `compute` does it. Then the number of steps done.
+        """
         cursor = self.cursor
         self.state.model.train()
         while True:
@@ -246,8 +255,11 @@ class Trainer:
                 with self._training_clock():
                     self._enter()
             while cursor.step < self.phase.steps:
-                with self._training_clock():
-                    self._train_step()
+                started = time.perf_counter()  # a context would cost as much as the rest
+                self._prepare_step()
+                cursor.train_seconds += time.perf_counter() - started
+                yield None
+                self._count_step()
                 if cursor.total % len(self.losses) == 0 or cursor.total == self.total_steps:
                     self._add_curve_point()
                 self._look()
@@ -260,6 +272,19 @@ class Trainer:
         with self._training_clock(), self._watched(planned=False), self._cold_hook():
             self.open_probability = self.method.open_probability(self.state)
             self.method.finish(self)
+        self.settle()
+
+    def compute(self) -> None:
+        """Computes the step that is due."""
+        started = time.perf_counter()
+        self.hot.compute()
+        self.cursor.train_seconds += time.perf_counter() - started
+
+    def settle(self) -> None:
+        """Brings the cursor's times up to date, before it is saved; waits for the device."""
+        with self._training_clock():
+            wait_for(self.state.lr.device)
+        self.cursor.update_seconds += self._updates.take()
 
     def fresh_weights(self, draw: int) -> Tensors:
         """Parameters and buffers of the plain network, initialised anew; random streams stay."""
@@ -292,14 +317,15 @@ class Trainer:
             torch.manual_seed(derive(self.seed, "scoring", self.cursor.scored))
             self.cursor.scored += 1
             self.meter.add_scoring(len(images))
-            outputs: Tensor = call_with(model, copies, images)
-            return outputs
+            with precision(self.recipe, images.device):
+                outputs: Tensor = call_with(model, copies, images)
+            # In half precision, what a method computes from them would be lost.
+            return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Data term, from `logits`."""
         with torch.enable_grad():
-            smoothing = self.recipe.label_smoothing
-            return functional.cross_entropy(self.logits(images), labels, label_smoothing=smoothing)
+            return data_term(self.logits(images), labels, self.recipe.label_smoothing)
 
     def gradients(self, batches: int = 1, *, augmented: bool = True) -> Scores:
         """Mean gradient of the data term over extra batches, for every weight, masked or not."""
@@ -311,25 +337,20 @@ class Trainer:
                 total[name] = total[name] + gradient if name in total else gradient
         return {name: gradient / batches for name, gradient in total.items()}
 
-    def _train_step(self) -> None:
-        """One optimizer step, the same for all methods, with the update due before it."""
-        cursor, state, method, phase = self.cursor, self.state, self.method, self.phase
+    def _prepare_step(self) -> None:
+        """What comes before a step: the update that is due, the rate, the next batch's place."""
+        cursor, phase = self.cursor, self.phase
         if phase.updates is not None and phase.updates.due(cursor.step):
             with self._watched(planned=True), self._cold_hook():
-                method.update(self)
-                method.project(state)  # the coming forward pass sees the new masks
+                self.method.update(self)
+                self.method.project(self.state)  # the coming forward pass sees the new masks
         else:
             self._set_clock()
-        images, labels = self.stream.batch(cursor.position)
-        smoothing = self.recipe.label_smoothing
-        loss = forward(state.model, method, state, images, labels, smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            method.edit_gradients(state)
-            state.optimizer.step()
-            method.project(state)
-            self.losses[cursor.total % len(self.losses)] = loss.detach()
-        state.optimizer.zero_grad(set_to_none=True)
+        self.stream.seek(cursor.position)
+
+    def _count_step(self) -> None:
+        cursor = self.cursor
+        self._losses[cursor.total % len(self._losses)].copy_(self.hot.loss)
         cursor.step += 1
         cursor.position += 1
         cursor.total += 1
@@ -375,6 +396,7 @@ class Trainer:
             train_macs=self.meter.end_phase(cursor.total),
         )
         cursor.least = None
+        self.settle()
         cursor.phases.append(result)
         cursor.phase_seconds.append(cursor.train_seconds)
 
@@ -462,7 +484,8 @@ class Trainer:
         cursor = self.cursor
         size = len(self.losses)
         count = cursor.total % size or size
-        losses = self.losses[:count]
+        with self._training_clock():
+            losses = self.losses[:count].cpu()  # a GPU has done all these steps now, not before
         finite = torch.isfinite(losses)
         if not finite.all():
             step = cursor.total - count + int(finite.int().argmin()) + 1
@@ -515,16 +538,16 @@ class Trainer:
 
     @contextmanager
     def _cold_hook(self) -> Iterator[None]:
-        started = time.perf_counter()
-        self._set_clock()
-        self.meter.settle(self.cursor.total)
-        try:
-            with torch.no_grad():
-                yield
-        except NoOrderError as error:
-            raise Diverged(f"after step {self.cursor.total}: {error}") from error
-        self.cursor.update_seconds += time.perf_counter() - started
+        with self._updates.running():
+            self._set_clock()
+            self.meter.settle(self.cursor.total)
+            try:
+                with torch.no_grad():
+                    yield
+            except NoOrderError as error:
+                raise Diverged(f"after step {self.cursor.total}: {error}") from error
         self.meter.refresh()
+        self.hot.changed()
 
 
 def _rounded(value: float) -> float:

@@ -113,8 +113,9 @@ def train_one(path: Path, records: Path, **changes: Any) -> Record:
 
 
 def the_same(record: Record) -> Record:
-    """A record without what may differ between two runs of the same cell: times and environment."""
-    return dataclasses.replace(record, times=None, environment=None)  # type: ignore[arg-type]
+    """A record without what may differ between two runs of the same cell: where and when."""
+    where = {"times": None, "environment": None, "execution": None}
+    return dataclasses.replace(record, **where)  # type: ignore[arg-type]
 
 
 def by_key(records: Sequence[Record]) -> dict[str, Record]:

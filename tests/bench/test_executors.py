@@ -71,8 +71,8 @@ def test_a_worker_that_is_killed_costs_its_cell_and_no_other(tmp_path, quick_wor
     tasks = tasks_of(plan_of(suite), store)
     started: list[executors._Worker] = []
 
-    def remembered(threads: int) -> executors._Worker:
-        started.append(start(threads))
+    def remembered(*arguments) -> executors._Worker:
+        started.append(start(*arguments))
         return started[-1]
 
     start = executors._start_worker
@@ -83,8 +83,8 @@ def test_a_worker_that_is_killed_costs_its_cell_and_no_other(tmp_path, quick_wor
         for event in execute(tasks, store, workers=2, threads=1):
             events.append(event)
             if not victim and isinstance(event, runner.Progress):
-                (worker,) = (w for w in started if w.task and w.task.cell.spec.key == event.key)
-                victim = worker.task.cell.label
+                (worker,) = (w for w in started if event.key in w.tasks)
+                victim = worker.tasks[event.key].cell.label
                 os.kill(worker.process.pid, signal.SIGKILL)
     statuses = finished(events)
     assert statuses.pop(victim) == "failed"
@@ -104,6 +104,7 @@ def test_a_worker_whose_parent_is_gone_stops_in_the_middle_of_its_cell(tmp_path,
     suite = write_suite(tmp_path, budget="{ steps = 1_000_000 }")
     (task,) = tasks_of(plan_of(suite), Store(tmp_path / "records", "tiny"))
     worker = executors._start_worker(threads=1)
+    assert worker.connection.recv() == executors._Wanted(None)
     worker.connection.send(task)
     assert isinstance(worker.connection.recv(), runner.Progress)
     worker.connection.close()
@@ -234,7 +235,7 @@ def test_the_limit_of_time_ends_with_status_5_and_loses_nothing(
 def test_workers_do_not_outnumber_the_cells(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(
-        executors, "_in_workers", lambda queue, count, _: started.append(count) or (_ for _ in ())
+        executors, "_in_workers", lambda queue, count, *_: started.append(count) or (_ for _ in ())
     )
     suite = write_suite(tmp_path, METHODS)
     store = Store(tmp_path / "records", "tiny")

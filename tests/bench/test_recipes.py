@@ -68,6 +68,7 @@ def test_the_hash_ignores_title_and_length_and_nothing_else():
         "auto_augment": "rand-m9-mstd0.5",
         "warmup_from": 0.1,
         "warmup_shape": "constant",
+        "precision": "bf16",
     }
     # What a field needs beside it, or it would do nothing.
     needs: dict[str, dict[str, object]] = {

@@ -22,9 +22,10 @@ from bench.datasets import DATASETS
 from bench.launch import CELL_FAILED, DONE, Settings, chosen, left, train, verdict
 from bench.networks import probe
 from bench.record import landed
-from bench.runner import Finished, Stopped, run_cell
+from bench.runner import Finished, Stopped
 from bench.sources import read_masks
 from bench.store import Store
+from bench.together import run_cell
 from bench.trainer import Trainer
 from methods.masking import PruneAtInit
 from reports.aggregate import aggregate
@@ -302,15 +303,15 @@ class Killed(BaseException):
 def killed(task, monkeypatch):
     """Kills a run again and again: within rounds, at their ends, and in the steps after them."""
     kills = [3, 5, 13, 20, 21, 30, 36, 37, 45, 51, 53, 54, 66, 70, 83]
-    step = Trainer._train_step
+    step = Trainer._prepare_step
 
-    def train_step(self):
+    def prepare(self):
         if kills and self.cursor.total == kills[0]:
             kills.pop(0)
             raise Killed
         step(self)
 
-    monkeypatch.setattr(Trainer, "_train_step", train_step)
+    monkeypatch.setattr(Trainer, "_prepare_step", prepare)
     resumed = 0
     while kills:
         resumed += task.checkpoint.exists()
@@ -427,14 +428,14 @@ def test_a_source_that_diverged_is_the_reason_of_its_control(tmp_path):
 
 
 def test_a_cell_that_stopped_before_it_landed_has_rows_without_figures(tmp_path, monkeypatch):
-    step = Trainer._train_step
+    step = Trainer._count_step
 
     def poisoned(self):
         step(self)
         if self.phase.name == "round-3":
             self.losses.fill_(float("nan"))
 
-    monkeypatch.setattr(Trainer, "_train_step", poisoned)
+    monkeypatch.setattr(Trainer, "_count_step", poisoned)
     plan, store, _ = launched(suite_in(tmp_path, PAIR), tmp_path / "records")
     # It landed on 30 % in round 2, and never on 50 %; so has its control.
     rows = {

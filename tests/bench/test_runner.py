@@ -19,8 +19,9 @@ from bench.checkpoint import tensor_hash
 from bench.data import Split
 from bench.executors import execute
 from bench.record import PhaseResult, decode
-from bench.runner import Finished, Note, Progress, run_cell
+from bench.runner import Finished, Note, Progress
 from bench.store import Store
+from bench.together import run_cell
 from bench.trainer import Trainer
 from methods.api import Cadence, Phase, SparsityMethod
 from methods.dpf import DPF
@@ -353,7 +354,7 @@ class Spy:
 def test_test_images_are_never_looked_at_before_training_has_ended(method, tmp_path, monkeypatch):
     over: list[bool] = []
     spies: list[Spy] = []
-    to_device, run = runner.to_device, Trainer.run
+    to_device, run = runner.to_device, Trainer.moments
 
     def spied(*arguments):
         data = to_device(*arguments)
@@ -365,7 +366,7 @@ def test_test_images_are_never_looked_at_before_training_has_ended(method, tmp_p
         over.append(True)
 
     monkeypatch.setattr(runner, "to_device", spied)
-    monkeypatch.setattr(Trainer, "run", watched)
+    monkeypatch.setattr(Trainer, "moments", watched)
     recipe = write_recipe(tmp_path, "batch = 64\nlr = 0.1\nmomentum = 0.9\nvalidation = 200")
     suite = write_suite(tmp_path, f"[methods.{method}]", recipe=recipe, sparsities="[0.5]")
     assert train_one(suite, tmp_path / "records").status == "ok"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-import bench.trainer
+import bench.step
 from bench import checkpoint
 from bench.scrutiny import cuts, differences_from_plain, outcome, run_tensors
 from bench.scrutiny import network_weight as network_weight
@@ -89,7 +89,7 @@ def compiled_forward(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Trainers compute with the compiled step, and a graph break or a recompilation is an error."""
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
-    compiled = torch.compile(bench.trainer.forward, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(bench.step.forward, backend="aot_eager", fullgraph=True)
     with (
         monkeypatch.context() as patch,
         torch._dynamo.config.patch(error_on_recompile=True),
@@ -97,7 +97,7 @@ def compiled_forward(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ):
         # torch traces an autograd.Function by making one, and then warns that one should not.
         warnings.filterwarnings("ignore", message=".*should not be instantiated")
-        patch.setattr(bench.trainer, "forward", compiled)
+        patch.setattr(bench.step, "forward", compiled)
         yield
     torch.compiler.reset()
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
+import bench.step
 import bench.trainer
 from bench.datasets import DATASETS
 from bench.errors import SuiteError
@@ -402,11 +403,11 @@ def test_network_and_data_of_a_seed_are_the_same_for_every_method(name, monkeypa
             return forward(model, method, state, images, labels, smoothing)
 
         with monkeypatch.context() as patch:
-            patch.setattr(bench.trainer, "forward", spy)
+            patch.setattr(bench.step, "forward", spy)
             train(trainer)
         return start, batches[:20]
 
-    forward = bench.trainer.forward
+    forward = bench.step.forward
     plain_names = tiny_model("conv").state_dict().keys()
     start, batches = seen_by(name)
     expected_start, expected_batches = seen_by("dense")

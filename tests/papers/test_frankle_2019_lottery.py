@@ -157,7 +157,7 @@ def watched(method, *, density=0.5, model="conv", steps=STEPS, recipe=None):
     """A run, and what its phases were before their first step and after their last."""
     trainer = tiny_trainer(method, density=density, model=model, steps=steps, recipe=recipe)
     begun, ended = {}, {}
-    step = trainer._train_step
+    step = trainer._prepare_step
 
     def look():
         memory = [copied(trainer.state.optimizer.state[p]) for p in trainer.state.optimizer.state]
@@ -168,12 +168,12 @@ def watched(method, *, density=0.5, model="conv", steps=STEPS, recipe=None):
             (trainer.cursor.position, float(trainer.state.lr)),
         )
 
-    def train_step():
+    def prepare():
         if trainer.step == 0:
             begun[trainer.phase.name] = look()
         step()
 
-    trainer._train_step = train_step
+    trainer._prepare_step = prepare
     for _ in trainer.run():
         if trainer.step == trainer.phase.steps:
             ended[trainer.phase.name] = look()

@@ -7,7 +7,7 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional
 
-import bench.trainer
+import bench.step
 from bench.errors import SuiteError
 from bench.resolve import make_method
 from methods.allocation import allocate, keep_count
@@ -172,13 +172,13 @@ def naive(trainer, batches, density):
 def test_a_real_run_is_the_papers_update_on_plain_tensors(monkeypatch):
     density, batches = 0.25, []
     trainer = tiny_trainer("top_kast", model="conv", density=density, steps=24)
-    plain = bench.trainer.forward
+    plain = bench.step.forward
 
     def spy(model, method, state, images, labels, smoothing):
         batches.append((images.clone(), labels.clone(), float(state.lr)))
         return plain(model, method, state, images, labels, smoothing)
 
-    monkeypatch.setattr(bench.trainer, "forward", spy)
+    monkeypatch.setattr(bench.step, "forward", spy)
     start = copied(trainer.state.weights)
     train(trainer)
     theta, forward = naive(trainer, batches, density)

@@ -1,0 +1,204 @@
+"""Cells of one process, side by side: each goes on to its next step, then all are computed.
+
+On a CPU small networks are computed as one (`bench.stack`). On a GPU each has a stream of its own,
+and its graph is replayed there while the others' are too. A cell draws its random numbers from its
+own state of the process's generators, so that it never notices its neighbours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from bench.packing import SETTLED, Fixed, Packing
+from bench.runner import Event, Task, moments
+from bench.stack import Stack, group
+from bench.trainer import Trainer
+
+Take = Callable[[Task | None], Task | None]
+"""Gives the next cell, if there is one; while others run, one that can be computed with them."""
+
+
+def run_cell(task: Task) -> Generator[Event, None, None]:
+    """Trains one cell by itself; events as of `bench.runner.moments`."""
+    left = [task]
+    yield from run_cells(lambda _: left.pop() if left else None, Fixed(1))
+
+
+def run_cells(take: Take, packing: Packing) -> Generator[Event, None, None]:
+    """Trains cells until there is none to take and none under way.
+
+    Args:
+        take: asked whenever one more may begin.
+        packing: says whether one may.
+
+    Yields:
+        The events of all.
+    """
+    running: list[_Cell] = []
+    stacks = _Stacks()
+    newest = SETTLED
+    try:
+        while True:
+            if running and running[-1].trainer:
+                newest = running[-1].trainer.cursor.total
+            while packing.admits(len(running), newest):
+                task = take(running[0].task if running else None)
+                if task is None:
+                    break
+                running.append(_Cell(task, alone=packing == Fixed(1)))
+                newest = 0
+            if not running:
+                return
+            for cell in running:
+                yield from cell.advance()
+            if any(cell.ended for cell in running):
+                newest = SETTLED if running[-1].ended else newest
+                running = [cell for cell in running if not cell.ended]
+                stacks.keep([cell.trainer for cell in running])
+            stacks.compute(running)
+    finally:
+        for cell in running:
+            cell.moments.close()
+
+
+@dataclass
+class _Cell:
+    """A cell under way, with what of the process is its own.
+
+    Attributes:
+        alone: nothing else runs in this process, so nothing need be kept apart.
+        trainer: of which a step is due.
+        error: of that step.
+    """
+
+    task: Task
+    alone: bool
+    trainer: Trainer | None = None
+    error: Exception | None = None
+    ended: bool = False
+    noise: list[torch.Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.moments = moments(self.task)
+        self.device = torch.device(self.task.device)
+        # Not the device's first stream: what is recorded there waits for all others.
+        on_gpu = self.device.type == "cuda"
+        self.stream = torch.cuda.Stream(self.device) if on_gpu else None  # type: ignore[no-untyped-call]
+
+    def advance(self) -> Iterator[Event]:
+        """Goes on to the next step that is due, or to the end."""
+        self.trainer = None
+        while self.trainer is None:
+            with self.own():
+                error, self.error = self.error, None
+                moment = self.moments.throw(error) if error else next(self.moments, None)
+            if moment is None:
+                self.ended = True
+                return
+            if isinstance(moment, Trainer):
+                self.trainer = moment
+            else:
+                yield moment
+
+    def compute(self) -> None:
+        """Computes the step that is due, by itself."""
+        assert self.trainer is not None
+        with self.caught(), self.own():
+            self.trainer.compute()
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Keeps an error for the cell, whose record it will be."""
+        try:
+            yield
+        except Exception as error:
+            self.error = error
+
+    @contextmanager
+    def own(self) -> Iterator[None]:
+        """The cell's stream and random numbers."""
+        if self.alone and self.stream is None:
+            yield
+            return
+        with torch.cuda.stream(self.stream):
+            if self.noise:
+                torch.set_rng_state(self.noise[0])
+                for state in self.noise[1:]:
+                    torch.cuda.set_rng_state(state, self.device)
+            try:
+                yield
+            finally:
+                self.noise = [torch.get_rng_state()]
+                if self.stream is not None:
+                    self.noise.append(torch.cuda.get_rng_state(self.device))
+
+
+@dataclass
+class _Stack:
+    """Places of cells that are computed as one; a cell keeps its place."""
+
+    kind: Hashable
+    stack: Stack
+    places: list[Trainer | None]
+
+
+class _Stacks:
+    """Computes what is due: stacked where cells are to be, else one after the other."""
+
+    def __init__(self) -> None:
+        self.stacks: list[_Stack] = []
+
+    def keep(self, trainers: Sequence[Trainer | None]) -> None:
+        """Frees the places of all others."""
+        for stack in self.stacks:
+            stack.places = [place if place in trainers else None for place in stack.places]
+        self.stacks = [stack for stack in self.stacks if any(stack.places)]
+
+    def compute(self, cells: Sequence[_Cell]) -> None:
+        """Computes the step of every cell."""
+        wide: dict[Trainer, _Cell] = {}
+        for cell in cells:
+            assert cell.trainer is not None
+            if cell.trainer.width == 1:
+                cell.compute()
+            else:
+                self._seat(cell.trainer)
+                wide[cell.trainer] = cell
+        for stack in self.stacks:
+            started = time.perf_counter()
+            seated = [wide[trainer] if trainer else None for trainer in stack.places]
+            _compute_as_one(stack, seated)
+            share = (time.perf_counter() - started) / sum(map(bool, seated))
+            for trainer in filter(None, stack.places):
+                trainer.cursor.train_seconds += share
+
+    def _seat(self, trainer: Trainer) -> None:
+        """Gives a newcomer a place, in a new stack if need be."""
+        if any(trainer in stack.places for stack in self.stacks):
+            return
+        kind = (trainer.width, group(trainer))
+        for stack in self.stacks:
+            if stack.kind == kind and None in stack.places:
+                stack.places[stack.places.index(None)] = trainer
+                return
+        places: list[Trainer | None] = [trainer, *[None] * (trainer.width - 1)]
+        self.stacks.append(_Stack(kind, Stack(trainer.width), places))
+
+
+def _compute_as_one(stack: _Stack, cells: Sequence[_Cell | None]) -> None:
+    """Computes a stack's step; an error of the passes is every cell's, one of a hook its own."""
+    try:
+        losses = stack.stack.backward(stack.places)
+    except Exception as error:
+        for cell in filter(None, cells):
+            cell.error = error
+        return
+    for one, loss in zip(cells, losses, strict=True):
+        if one and one.trainer and loss is not None:
+            with one.caught(), one.own():
+                one.trainer.hot.finish(loss)
