@@ -51,6 +51,7 @@ def footnotes(results: Results, attempts: Sequence[Record]) -> Iterator[str]:
     yield "other columns: mean over the same seeds (over all finished ones where none is ok)."
     yield from shared_conditions(rows)
     yield from environments(rows)
+    yield from executions(rows)
     if chosen := [f"{label}: {text}" for label, text in labelled_options(rows)]:
         yield f"options beside the defaults: {'; '.join(chosen)}."
     if sources := dict.fromkeys(f"{row.label}: {row.source}" for row in rows if row.source):
@@ -119,6 +120,33 @@ def environments(rows: Iterable[Row]) -> Iterator[str]:
     if places:
         values = {name: sorted(set(map(text, places))) for name, text in ENVIRONMENT.items()}
         yield "; ".join(f"{name}: {', '.join(found)}" for name, found in values.items()) + "."
+
+
+def executions(rows: Sequence[Row]) -> Iterator[str]:
+    """One line for each way in which steps were not computed one after the other, alone."""
+    found: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for record in row.finished:
+            for text in execution_texts(record):
+                found.setdefault(text, {})[row.label] = None
+    labels = {row.label for row in rows if row.finished}
+    for text, those in found.items():
+        yield f"{text}: {'all' if those.keys() == labels else ', '.join(those)}."
+
+
+def execution_texts(record: Record) -> Iterator[str]:
+    """What was special about how a cell was computed; nothing where none was, or none is known."""
+    how = record.execution
+    if how is None:
+        return
+    if how.timing == "shared":
+        yield "seconds beside other cells on the same device, not of the cell alone"
+    if how.stack > 1:
+        yield f"computed {how.stack} cells at a time as one network, whose sums round differently"
+    if how.graph:
+        yield "steps replayed as a CUDA graph"
+    if how.compiled:
+        yield "passes made by torch.compile, whose sums round differently"
 
 
 def reasons(rows: Iterable[Row]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from tabulate import tabulate
 
 from bench.record import Counts, PhaseResult, Record
 from reports.aggregate import budget_text
+from reports.footnotes import execution_texts
 
 
 def record_page(record: Record) -> str:
@@ -140,6 +141,8 @@ def _where(record: Record) -> Iterator[tuple[str, str]]:
     yield "versions", f"Python {place.python}, torch {place.torch}, sparsebench {place.sparsebench}"
     yield "commit", f"{place.commit}{' with local changes' if place.dirty else ''}"
     yield "peak memory", f"{place.peak_memory_bytes / 2**20:,.0f} MiB"
+    if record.execution is not None:
+        yield "computed", "; ".join(execution_texts(record)) or "alone, step by step"
     yield "started", record.times.started
     yield "weights hash", record.weights_hash
 

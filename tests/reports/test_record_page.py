@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from bench.record import Compact, LayerCount
+from bench.record import Compact, Execution, LayerCount
 from reports.record_page import record_page
 from tests.reports.records import counts, record, spec
 
@@ -28,7 +28,24 @@ def test_the_page_shows_macs_by_both_conventions_and_what_is_live():
     assert [cell.strip() for cell in row.strip("|").split("|")][-3:] == ["3,000", "60", "9 x 40"]
 
 
-@pytest.mark.parametrize("label", ["MACs B", "live path", "effective", "dead channels"])
+@pytest.mark.parametrize(
+    ("execution", "text"),
+    [
+        (Execution(), "alone, step by step"),
+        (
+            Execution("exclusive", 1, graph=True, compiled=True),
+            "steps replayed as a CUDA graph; passes made by torch.compile, whose sums round "
+            "differently",
+        ),
+    ],
+)
+def test_the_page_says_how_steps_were_computed(execution, text):
+    assert f"| computed | {text} |" in re.sub(
+        r" +", " ", record_page(record(spec(), execution=execution))
+    )
+
+
+@pytest.mark.parametrize("label", ["computed", "MACs B", "live path", "effective", "dead channels"])
 def test_the_page_of_a_record_from_before_they_were_counted_leaves_them_out(label):
     page = record_page(record(spec(), layers=(LAYER,)))
     assert "MACs A" in page

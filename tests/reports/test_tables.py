@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import RecordError
-from bench.record import Compact, Record
+from bench.record import Compact, Execution, Record
 from bench.spec import BudgetSpec, CellSpec
 from reports.tables import report, suite_table
 from tests.reports.records import ENVIRONMENT, SUITE, counts, fill, manifest, record, spec
@@ -207,6 +207,23 @@ def test_footnotes_count_stale_records_and_failed_attempts() -> None:
     table = suite_table(manifest(*SEEDS), old, tries)
     assert "- 3 records of earlier versions of this suite are not shown.\n" in table
     assert "- 1 failed attempt in `attempts/`; a cell that only failed counts as" in table
+
+
+def test_footnotes_say_how_cells_were_computed_where_it_was_not_one_by_one() -> None:
+    alone, stacked = spec("dense", 0.0), spec("rigl")
+    asked = manifest(alone, stacked)
+    records = [
+        record(alone, execution=Execution("shared")),
+        record(stacked, execution=Execution("shared", stack=4)),
+    ]
+    table = suite_table(asked, records)
+    assert "- seconds beside other cells on the same device, not of the cell alone: all.\n" in table
+    assert "- computed 4 cells at a time as one network, whose sums round differently: rigl.\n" in (
+        table
+    )
+    plain = suite_table(asked, [record(alone, execution=Execution()), record(stacked)])
+    assert "seconds beside" not in plain
+    assert "computed 4" not in plain
 
 
 def test_a_suite_without_cells_is_an_empty_table() -> None:
