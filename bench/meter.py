@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bench.record import LayerCount
 from methods.api import SparsityMethod, TrainState
+from methods.ranking import ones
 
 
 class Meter:
@@ -78,6 +79,5 @@ class Meter:
         """() multiply-adds of one image through the weights that masks keep; None: through all."""
         if masks is None:
             return torch.full_like(self.total, self.dense)
-        # In float64 a sum is exact, and quicker than counting.
-        kept = [uses * masks[name].sum(dtype=torch.float64) for name, uses in self.uses.items()]
+        kept = [uses * ones(masks[name]).double() for name, uses in self.uses.items()]
         return sum(kept, torch.full_like(self.total, self.rest))

@@ -180,7 +180,15 @@ class OptimizerSettings:
                 fused=True,
             )
         kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
-        return kind(groups, lr=lr, betas=self.betas, weight_decay=self.weight_decay, fused=True)
+        # Without its say-so, Adam refuses to be recorded as a CUDA graph.
+        return kind(
+            groups,
+            lr=lr,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            fused=True,
+            capturable=lr.is_cuda,
+        )
 
 
 @dataclass

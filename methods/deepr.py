@@ -59,18 +59,23 @@ def dsr_noise(progress: Tensor) -> Tensor:
     return (2 * 0.01 * heat).sqrt()
 
 
-def first_of(order: Tensor, candidates: Tensor, late: Tensor, count: Tensor) -> Tensor:
+def first_of(order: Tensor, candidates: Tensor, late: Tensor | None, count: Tensor) -> Tensor:
     """Boolean, true at the `count` candidates that come first; does not wait for the device.
 
     Args:
         order: a permutation of the positions, (N,).
         candidates: boolean, (N,).
-        late: boolean, (N,), disjoint from the candidates: their turn is after all of those.
+        late: boolean, (N,), disjoint from the candidates: their turn is after all of those. None:
+            there are none.
         count: () integer, at most the number of both together.
     """
-    early, last = candidates[order], late[order]
-    rank = torch.where(last, early.sum() + last.cumsum(0), early.cumsum(0))
-    chosen = (early | last) & (rank <= count)
+    chosen = candidates.index_select(0, order)
+    rank = chosen.cumsum(0, dtype=torch.int32)
+    if late is not None:
+        last = late.index_select(0, order)
+        rank = torch.where(last, rank[-1] + last.cumsum(0, dtype=torch.int32), rank)
+        chosen |= last
+    chosen &= rank <= count
     return torch.empty_like(chosen).scatter_(0, order, chosen)
 
 
@@ -156,13 +161,15 @@ class DeepR(Langevin, MaskedMethod):
         for name, mask in state.masks.items():
             theta = state.weights[name] * signs[name]
             falls = (theta < 0) & (state.progress < 0.95) if dsr else theta <= 0
-            closed[name] = (mask != 0) & falls
-            kept[name] = (mask != 0) & ~falls
+            active = mask != 0
+            closed[name] = active & falls
+            kept[name] = active & ~falls
         clear_buffers(state, kept)
         for names in [list(kept)] if self.pooled else [[name] for name in kept]:
-            shut = _flat(closed, names)
-            late = shut & dsr
-            candidates = ~_flat(kept, names) & ~late
+            shut, candidates = _flat(closed, names), ~_flat(kept, names)
+            if dsr:
+                candidates &= ~shut
+            late = shut if dsr else None
             opened = first_of(self.order(state, names, kept), candidates, late, shut.sum())
             sizes = [kept[name].numel() for name in names]
             for name, part in zip(names, torch.split(opened, sizes), strict=True):

@@ -13,11 +13,12 @@ from methods.masking import (
     GROWN,
     MaskedMethod,
     clear_buffers,
+    inside,
     random_scores,
-    topk_mask,
     write_masks,
 )
-from methods.schedules import portion, spaced
+from methods.ranking import ones, write_top
+from methods.schedules import spaced
 
 
 def drop_and_grow(
@@ -25,7 +26,7 @@ def drop_and_grow(
     name: str,
     dropped: Tensor,
     grow_scores: Tensor,
-    count: int | None = None,
+    count: int | Tensor | None = None,
     *,
     clear: bool = True,
 ) -> None:
@@ -37,30 +38,38 @@ def drop_and_grow(
     Args:
         state: the layer's weight, mask and optimizer memory are written in place.
         name: the layer's weight.
-        dropped: boolean, true at active weights that are dropped; the weight's shape.
+        dropped: 1, or true, at active weights that are dropped; the weight's shape.
         grow_scores: the highest are grown, among all weights that are not kept.
         count: weights that are grown; None: as many as are dropped.
         clear: clears the optimizer's memory of all but the weights that stay.
     """
     weight, mask = state.weights[name], state.masks[name]
-    kept = (mask != 0) & ~dropped
-    if count is None:
-        count = int(dropped.sum())  # waits for the device; fine, this is not the captured step
-    grown = topk_mask(grow_scores.masked_fill(kept, -torch.inf), count) != 0
-    new = grown & (mask == 0)
+    kept = mask - dropped.to(mask.dtype)
+    grown, count = torch.empty_like(mask), ones(dropped) if count is None else count
+    write_top([grown], [inside(grow_scores, 1 - kept)], count)
+    new, stays = (1 - mask) * grown, torch.maximum(kept, grown)
     if clear:
-        clear_buffers(state, {name: (mask != 0) & (kept | grown)})
-    mask.copy_(kept | grown)
-    weight.mul_(mask).masked_fill_(new, GROWN)
+        clear_buffers(state, {name: mask * stays})
+    mask.copy_(stays)
+    weight.mul_(mask).masked_fill_(new != 0, GROWN)
 
 
-def smallest(weight: Tensor, mask: Tensor, count: int) -> Tensor:
-    """Boolean, true at the `count` active weights of smallest magnitude."""
-    active = mask != 0
-    kept = topk_mask(
-        weight.detach().abs().masked_fill(~active, -torch.inf), int(active.sum()) - count
-    )
-    return active & (kept == 0)
+def smallest(weight: Tensor, mask: Tensor, count: int | Tensor) -> Tensor:
+    """Mask of the `count` active weights of smallest magnitude.
+
+    Args:
+        weight: any shape.
+        mask: 1 where a weight is active.
+        count: at most as many as are active.
+    """
+    kept = torch.empty_like(mask)
+    write_top([kept], [inside(weight.detach().abs(), mask)], ones(mask) - count)
+    return mask - kept
+
+
+def part_of(fraction: float, mask: Tensor) -> Tensor:
+    """() what `portion` gives of the number of ones, without a wait for the device."""
+    return (fraction * ones(mask).double() + 1e-9).floor()
 
 
 @dataclass(frozen=True)
@@ -100,10 +109,9 @@ class DropGrow(MaskedMethod):
         return self.drop_fraction
 
     def dropped(self, run: Run, name: str) -> Tensor:
-        """Boolean, true at the weights of one layer that this update drops."""
+        """Mask of the weights of one layer that this update drops."""
         mask = run.state.masks[name]
-        count = portion(self.fraction(run), int(mask.sum()))
-        return smallest(run.state.weights[name], mask, count)
+        return smallest(run.state.weights[name], mask, part_of(self.fraction(run), mask))
 
     def grow_scores(self, run: Run) -> Scores:
         """What decides where weights grow: the highest are grown. Default: chance."""

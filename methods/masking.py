@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW
 
 from methods.allocation import Scope, allocate, keep_count
 from methods.api import Budget, Phase, Run, Scores, SparsityMethod, TrainState
+from methods.ranking import NoOrderError as NoOrderError
+from methods.ranking import kth_largest as kth_largest
+from methods.ranking import topk_mask as topk_mask
+from methods.ranking import write_top
 
 GROWN = 1e-12
 """Least value of a weight that is kept: zero to the arithmetic, a non-zero to the counter.
@@ -20,57 +23,6 @@ A weight grows at this value, and may never get a gradient: a unit beside it can
 At exactly 0 the finished network would have fewer non-zeros than its masks. Bellec et al.'s code
 grows at 1e-12 too.
 """
-
-
-class NoOrderError(ArithmeticError):
-    """Scores that are not numbers: the run has left the finite numbers."""
-
-
-def topk_mask(scores: Tensor, keep: int) -> Tensor:
-    """Mask of exactly `keep` ones at the largest scores; equal scores go to the lower index.
-
-    Args:
-        scores: any shape.
-        keep: from 0 to the number of scores.
-
-    Returns:
-        Mask of the scores' shape and dtype.
-
-    Raises:
-        NoOrderError: among the largest scores is a NaN, so no order exists. Only the CPU says
-            so; elsewhere looking would wait for the device, and the next loss is not finite.
-    """
-    flat = scores.detach().reshape(-1)
-    if keep == 0:
-        return torch.zeros_like(scores)
-    if keep == flat.numel():
-        return torch.ones_like(scores)
-    threshold = kth_largest(flat, keep)
-    if flat.device.type == "cpu":
-        kept = flat >= threshold
-        surplus = int(kept.count_nonzero()) - keep
-        if surplus:
-            kept[(flat == threshold).nonzero()[-surplus:]] = False
-    else:  # the same without waiting for the device
-        kept = flat > threshold
-        ties = flat == threshold
-        kept |= ties & (ties.cumsum(0) <= keep - kept.sum())
-    return kept.reshape(scores.shape).to(scores.dtype)
-
-
-def kth_largest(flat: Tensor, k: int) -> Tensor:
-    """The k-th largest element, as a () tensor.
-
-    Raises:
-        NoOrderError: a NaN is among the k largest; said on the CPU only.
-    """
-    if flat.device.type != "cpu":
-        return torch.kthvalue(flat, flat.numel() - k + 1).values
-    # numpy's partition is vectorised: 46 to 58 times torch.sort, 3.5 to 7 times torch.kthvalue.
-    values = np.partition(flat.numpy(), flat.numel() - k)
-    if np.isnan(values[flat.numel() - k :]).any():
-        raise NoOrderError("a score is not a number, so the weights have no order")
-    return torch.as_tensor(values[flat.numel() - k])
 
 
 def write_masks(state: TrainState, scores: Scores, density: float, scope: Scope) -> None:
@@ -83,11 +35,9 @@ def write_masks(state: TrainState, scores: Scores, density: float, scope: Scope)
         scope: ranks all layers together, or each by its own count.
     """
     if scope == "global":
-        flat = torch.cat([scores[name].reshape(-1) for name in state.masks])
-        new = topk_mask(flat, keep_count(flat.numel(), density))
-        parts = torch.split(new, [mask.numel() for mask in state.masks.values()])
-        for mask, part in zip(state.masks.values(), parts, strict=True):
-            mask.copy_(part.view(mask.shape))
+        masks = list(state.masks.values())
+        keep = keep_count(sum(mask.numel() for mask in masks), density)
+        write_top(masks, [scores[name] for name in state.masks], keep)
     else:
         shapes = {name: tuple(mask.shape) for name, mask in state.masks.items()}
         write_counts(state, scores, allocate(shapes, density, scope))
@@ -96,20 +46,25 @@ def write_masks(state: TrainState, scores: Scores, density: float, scope: Scope)
 def write_counts(state: TrainState, scores: Scores, counts: Mapping[str, int]) -> None:
     """Writes masks that keep, in each layer, `counts[name]` weights of the highest scores."""
     for name, keep in counts.items():
-        state.masks[name].copy_(topk_mask(scores[name], keep))
+        write_top([state.masks[name]], [scores[name]], keep)
 
 
 def surviving(state: TrainState, scores: Scores) -> Scores:
     """The scores, -inf where the weight is pruned: it is not to be kept again."""
-    return {
-        name: score.masked_fill(state.masks[name] == 0, -torch.inf)
-        for name, score in scores.items()
-    }
+    return {name: inside(score, state.masks[name]) for name, score in scores.items()}
+
+
+def inside(scores: Tensor, where: Tensor) -> Tensor:
+    """Finite scores where `where` is 1, -inf where it is 0."""
+    # (x - 1) / x is 0 and -inf; on a CPU five times quicker than to fill by booleans.
+    where = where.to(scores.dtype)
+    return (where - 1).div_(where).add_(scores.detach())
 
 
 def magnitudes(state: TrainState) -> Scores:
     """|w| of every prunable weight."""
-    return {name: weight.detach().abs() for name, weight in state.weights.items()}
+    sizes = torch._foreach_abs([weight.detach() for weight in state.weights.values()])
+    return dict(zip(state.weights, sizes, strict=True))
 
 
 def random_scores(run: Run) -> Scores:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from methods.api import Budget, Cadence, Run
-from methods.drop_grow import DropGrow, smallest
-from methods.schedules import portion
+from methods.drop_grow import DropGrow, part_of, smallest
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,10 @@ class SET(DropGrow):
         if not self.per_sign:
             return super().dropped(run, name)
         weight = run.state.weights[name]
-        positive, negative = weight > 0, weight < 0
+        signs = (weight > 0).to(weight.dtype), (weight < 0).to(weight.dtype)
         fraction = self.fraction(run)
-        return smallest(weight, positive, portion(fraction, int(positive.sum()))) | smallest(
-            weight, negative, portion(fraction, int(negative.sum()))
-        )
+        closest = [smallest(weight, sign, part_of(fraction, sign)) for sign in signs]
+        return closest[0] + closest[1]
 
     def update(self, run: Run) -> None:
         """Rewires each layer, and draws the new weights if asked."""

@@ -55,7 +55,7 @@ class TopKAST(SparsityMethod):
         return {name: attach(model, name, MaskSTE(mask)) for name, mask in masks.items()}
 
     def start_phase(self, run: Run) -> None:
-        """Makes B, the penalty beyond weight decay, and the values held outside; ranks."""
+        """Makes B, the penalty beyond weight decay, and the values held outside B; ranks."""
         for slot in ("backward", "penalty", "held"):
             zeros = {name: torch.zeros_like(mask) for name, mask in run.state.masks.items()}
             run.state.slots[slot] = zeros
@@ -77,7 +77,7 @@ class TopKAST(SparsityMethod):
             # Rounded to counts, a layer's B could be smaller than its A.
             backward[name].copy_(torch.maximum(backward[name], mask))
             penalty[name].copy_(self.l2 * mask + outside * (backward[name] - mask))
-            held[name].copy_(state.weights[name])
+            torch.mul(state.weights[name], 1 - backward[name], out=held[name])
 
     def gradient_masks(self, state: TrainState) -> Mapping[str, Tensor]:
         """B."""
@@ -93,8 +93,7 @@ class TopKAST(SparsityMethod):
     def project(self, state: TrainState) -> None:
         """Holds the weights outside B, whatever the optimizer does."""
         for name, weight in state.weights.items():
-            inside = state.slots["backward"][name] != 0
-            weight.copy_(torch.where(inside, weight, state.slots["held"][name]))
+            weight.mul_(state.slots["backward"][name]).add_(state.slots["held"][name])
 
     def finish(self, run: Run) -> None:
         """Leaves A."""
