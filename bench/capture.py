@@ -41,7 +41,7 @@ class Captured(Step):
     reason = ""
     _replay: Callable[[], None] | None = None
     _warm = 0
-    _known: tuple[int, ...] = ()
+    _known: tuple[object, ...] = ()
 
     def compute(self) -> None:
         """One step, replayed if it can be."""
@@ -58,13 +58,10 @@ class Captured(Step):
 
     def changed(self) -> None:
         """Forgets the recording, if it is of tensors that are no longer used."""
-        if self._replay is not None and self._addresses() != self._known:
+        if self._replay is not None and self._burnt_in() != self._known:
             self._replay, self._warm = None, 0
 
     def _record(self) -> None:
-        for group in self.state.optimizer.param_groups:
-            if "capturable" in group:  # as fused steps are; Adam wants to be told
-                group["capturable"] = True
         try:
             self._replay = recorded(super().compute, self.device)
         except RuntimeError as error:
@@ -72,25 +69,44 @@ class Captured(Step):
             for parameter in self.state.model.parameters():
                 parameter.grad = None
         else:
-            self._known = self._addresses()
+            self._known = self._burnt_in()
 
-    def _addresses(self) -> tuple[int, ...]:
-        """Where everything lies that a step may read or write."""
+    def _burnt_in(self) -> tuple[object, ...]:
+        """What a recording holds fast: where its tensors lie, and the optimizer's numbers."""
         state = self.state
         tensors: list[Tensor] = [*state.model.parameters(), *state.model.buffers()]
         tensors += [*state.weights.values(), *state.masks.values(), state.lr, state.progress]
         tensors += [value for slot in state.slots.values() for value in slot.values()]
         tensors += memory(state.optimizer)
-        return tuple(tensor.data_ptr() for tensor in tensors)
+        places = [(tensor.data_ptr(), tensor.shape, tensor.stride()) for tensor in tensors]
+        groups = state.optimizer.param_groups
+        numbers = [
+            (name, value)
+            for group in groups
+            for name, value in group.items()
+            if isinstance(value, int | float | tuple)
+        ]
+        return *places, *numbers
 
 
 def recorded(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Records what work tells the device to do, without doing it; returns what does it."""
+    """Records what work tells the device to do, without doing it; returns what does it.
+
+    Raises:
+        RuntimeError: it does what cannot be recorded, such as waiting for the device.
+    """
     graph = torch.cuda.CUDAGraph()
     stream = torch.cuda.current_stream(device)
-    # Other cells of the process may use the device meanwhile.
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        work()
+    generator = torch.cuda.default_generators[stream.device_index]
+    noise = generator.clone_state()
+    try:
+        # Other cells of the process may use the device meanwhile.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            work()
+    except RuntimeError:
+        # A state that a broken recording has hold of gives no more numbers outside of it.
+        generator.graphsafe_set_state(noise)
+        raise
     return graph.replay
 
 

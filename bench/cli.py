@@ -163,6 +163,7 @@ def run(
     plan, store = _resolve(suite, data, records)
 
     from bench import launch
+    from bench.runner import Ways
 
     cells = launch.chosen(plan, only)
     settings = launch.Settings(
@@ -173,7 +174,7 @@ def run(
         checkpoint_seconds,
         decoders,
         launch.places(cells_per_device),
-        launch.Ways(stack, graph, compile_),
+        Ways(stack, graph, compile_),
     )
     try:
         launch.train(plan, store, cells, settings)

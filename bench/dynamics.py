@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from bench.clock import wait_for
 from bench.record import MaskUpdate
 from methods.api import Phase, TrainState
 from methods.ranking import ones
@@ -55,12 +56,17 @@ class Dynamics:
             index: number of the update; every `every`-th is kept.
             points: takes what is kept.
         """
+        kept = index % self.every == 0
+        device = state.lr.device
+        if kept:  # the figures wait for the device: not for steps of before, which are training
+            wait_for(device)
         started = time.perf_counter()
         masks = {name: mask.clone() for name, mask in state.masks.items()}
-        kept = index % self.every == 0
         weights = {n: w.detach().clone() for n, w in state.weights.items()} if kept else {}
         before = time.perf_counter()
         yield
+        if kept:
+            wait_for(device)
         after = time.perf_counter()
         for name, mask in state.masks.items():
             # Steps only rise. To multiply is six times quicker here than to fill by booleans.

@@ -62,6 +62,7 @@ CHANCE_FACTOR = 1.5
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Parameters of glibc's `mallopt`, from its malloc.h."""
 
+
 @dataclass(frozen=True, slots=True)
 class Ways:
     """How steps may be computed; none changes what is computed, but for rounding.
@@ -318,8 +319,16 @@ class _Attempt:
                 next_save = time.time() + task.checkpoint_seconds
             if now >= next_word:
                 yield Progress(key, done, total)
+                yield from self._uncaptured()
                 next_word = now + PROGRESS_SECONDS
         self.measure_ended()
+
+    def _uncaptured(self) -> Iterator[Note]:
+        """Says why steps are not replayed, where they should be."""
+        hot, label = self.trainer.hot, self.task.cell.label
+        if isinstance(hot, Captured) and hot.reason:
+            text = f"{label}: its steps are not replayed as a CUDA graph: {hot.reason}."
+            yield Note(self.task.cell.spec.key, text)
 
     def _moments(self) -> Iterator[int | None]:
         try:

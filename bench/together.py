@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -41,23 +41,21 @@ def run_cells(take: Take, packing: Packing) -> Generator[Event, None, None]:
     """
     running: list[_Cell] = []
     stacks = _Stacks()
-    newest = SETTLED
+    newest: _Cell | None = None
     try:
         while True:
-            if running and running[-1].trainer:
-                newest = running[-1].trainer.cursor.total
-            while packing.admits(len(running), newest):
+            while packing.admits(len(running), newest.steps if newest else SETTLED):
                 task = take(running[0].task if running else None)
                 if task is None:
                     break
-                running.append(_Cell(task, alone=packing == Fixed(1)))
-                newest = 0
+                newest = _Cell(task, alone=packing == Fixed(1))
+                running.append(newest)
             if not running:
                 return
             for cell in running:
                 yield from cell.advance()
             if any(cell.ended for cell in running):
-                newest = SETTLED if running[-1].ended else newest
+                newest = None if newest and newest.ended else newest
                 running = [cell for cell in running if not cell.ended]
                 stacks.keep([cell.trainer for cell in running])
             stacks.compute(running)
@@ -74,6 +72,8 @@ class _Cell:
         alone: nothing else runs in this process, so nothing need be kept apart.
         trainer: of which a step is due.
         error: of that step.
+        steps: that were due so far, in this process.
+        noise: state of the CPU's random generator.
     """
 
     task: Task
@@ -81,14 +81,14 @@ class _Cell:
     trainer: Trainer | None = None
     error: Exception | None = None
     ended: bool = False
-    noise: list[torch.Tensor] = field(default_factory=list)
+    steps: int = 0
+    noise: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         self.moments = moments(self.task)
         self.device = torch.device(self.task.device)
         # Not the device's first stream: what is recorded there waits for all others.
-        on_gpu = self.device.type == "cuda"
-        self.stream = torch.cuda.Stream(self.device) if on_gpu else None  # type: ignore[no-untyped-call]
+        self.gpu = _OnGpu(self.device) if self.device.type == "cuda" else None
 
     def advance(self) -> Iterator[Event]:
         """Goes on to the next step that is due, or to the end."""
@@ -102,6 +102,7 @@ class _Cell:
                 return
             if isinstance(moment, Trainer):
                 self.trainer = moment
+                self.steps += 1
             else:
                 yield moment
 
@@ -122,20 +123,53 @@ class _Cell:
     @contextmanager
     def own(self) -> Iterator[None]:
         """The cell's stream and random numbers."""
-        if self.alone and self.stream is None:
-            yield
-            return
-        with torch.cuda.stream(self.stream):
-            if self.noise:
-                torch.set_rng_state(self.noise[0])
-                for state in self.noise[1:]:
-                    torch.cuda.set_rng_state(state, self.device)
-            try:
+        if self.gpu is not None:
+            with self.gpu.own(), self._own_noise():
                 yield
-            finally:
-                self.noise = [torch.get_rng_state()]
-                if self.stream is not None:
-                    self.noise.append(torch.cuda.get_rng_state(self.device))
+        elif self.alone:
+            yield
+        else:
+            with self._own_noise():
+                yield
+
+    @contextmanager
+    def _own_noise(self) -> Iterator[None]:
+        if self.noise is not None:
+            torch.set_rng_state(self.noise)
+        try:
+            yield
+        finally:
+            self.noise = torch.get_rng_state()
+
+
+class _OnGpu:
+    """What a cell has of a GPU for itself.
+
+    Args:
+        device: the GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        # Not the device's first stream, on which no graph can be recorded.
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        index = torch.cuda.current_device() if device.index is None else device.index
+        self.generator = torch.cuda.default_generators[index]
+        # A state of its own, not numbers that are put back: graphs keep hold of their state, and
+        # read where they stand in it while others do the same.
+        self.noise = self.generator.clone_state()
+
+    @contextmanager
+    def own(self) -> Iterator[None]:
+        """Its stream, and its state of the device's random generator."""
+        before = self.generator.graphsafe_get_state()
+        self.generator.graphsafe_set_state(self.noise)
+        try:
+            with torch.cuda.stream(self.stream):
+                yield
+        finally:
+            self.noise = self.generator.graphsafe_get_state()
+            self.generator.graphsafe_set_state(before)
 
 
 @dataclass

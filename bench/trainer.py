@@ -206,6 +206,7 @@ class Trainer:
         self.hot = step(method, self.state, self.stream, recipe)
         self.width = 1
         self._updates = Stopwatch(device)
+        self._rate: float | None = None
 
         # Losses stay on the device until a point of the curve is due: no wait in the step.
         interval = max(1, -(-self.total_steps // CURVE_POINTS))
@@ -357,7 +358,10 @@ class Trainer:
 
     def _set_clock(self) -> None:
         """Learning rate and progress of the coming step; after the last, those of the end."""
-        self.state.lr.fill_(self._lr())
+        rate = self._lr()
+        if rate != self._rate:  # seldom, in most schedules
+            self.state.lr.fill_(rate)
+            self._rate = rate
         self.state.progress.fill_(self.cursor.total / max(1, self.total_steps))
 
     def _lr(self) -> float:
@@ -378,6 +382,7 @@ class Trainer:
 
     def _leave(self) -> None:
         phase, cursor = self.phase, self.cursor
+        self.settle()  # what comes now waits for the device, and is no training
         if phase.save_as is not None:
             self.snapshots[phase.save_as] = self._snapshot()
         masks = self.state.masks
@@ -396,7 +401,6 @@ class Trainer:
             train_macs=self.meter.end_phase(cursor.total),
         )
         cursor.least = None
-        self.settle()
         cursor.phases.append(result)
         cursor.phase_seconds.append(cursor.train_seconds)
 
@@ -474,6 +478,7 @@ class Trainer:
             self.snapshots[LEAST] = dataclasses.replace(self._snapshot(), optimizer={}, numbers={})
 
     def _validate(self) -> Evaluation:
+        self.settle()
         started = time.perf_counter()
         found = evaluate(self.state.model, self.data.validation, self.data)
         self.state.model.train()
