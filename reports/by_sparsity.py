@@ -26,7 +26,7 @@ def by_sparsity(root: Path, suite: str) -> str:
     """
     source = Store(root, suite)
     manifest = source.manifest()
-    results = aggregate(manifest, source.records())
+    results = aggregate(manifest, source.records(brief=True))
     lines: dict[tuple[str, str], dict[str, Row]] = {}
     for row in results.rows:
         model = row.spec.model if row.smaller else model_text(row.spec)

@@ -129,7 +129,7 @@ def check(
     """
     before = read_baseline(baseline, where, suite)
     store = Store(root, suite)
-    rows = aggregate(store.manifest(), store.records()).rows
+    rows = aggregate(store.manifest(), store.records(brief=True)).rows
     now = {question(row.label, row.spec): row for row in rows}
     sigma = pooled_deviation(before.rows)
     comparisons = []

@@ -61,7 +61,7 @@ def report(root: Path, suites: Sequence[str] | None = None) -> str:
 
 def stored_table(source: Store) -> str:
     """The table of one suite as it lies in its folder."""
-    return suite_table(source.manifest(), source.records(), source.attempts())
+    return suite_table(source.manifest(), source.records(brief=True), source.attempts())
 
 
 def columns(rows: Sequence[Row]) -> Columns:

@@ -11,8 +11,8 @@ import pytest
 
 from bench import store
 from bench.errors import RecordError, UnknownName
-from bench.record import SCHEMA, CurvePoint, Record, decode, encode
-from bench.store import Store, find, read, write_atomically
+from bench.record import SCHEMA, CurvePoint, LayerCount, MaskUpdate, Record, decode, encode
+from bench.store import BULK, Store, find, read, write_atomically
 from tests.bench.cells import spec
 from tests.reports.records import ENVIRONMENT, fill, manifest
 from tests.reports.records import record as record_of
@@ -34,6 +34,47 @@ def test_a_record_comes_back_as_it_was_put(place):
     assert path == place.path(one.spec) == place.folder / f"{one.spec.slug}.json"
     assert place.get(one.spec) == one
     assert list(place.records()) == [one]
+
+
+def test_a_brief_record_is_the_record_without_its_bulk(place):
+    layer = LayerCount("w", (2, 3), 6, 3, 60, 30, True)
+    update = MaskUpdate(1, 0.5, 0.1, 0.9, 0.2)
+    points, counts = (CurvePoint(1, 2.5),), (1, 2)
+    whole = record(layers=(layer,), curve=points, mask_updates=(update,), last_changes=counts)
+    path = place.put(whole)
+    light = dataclasses.replace(whole, **dict.fromkeys(BULK, ()))
+    assert light != whole
+    assert place.get(whole.spec, brief=True) == light
+    assert list(place.records(brief=True)) == [light]
+    assert read(path) == whole
+
+
+@pytest.mark.parametrize("status", ["ok", "diverged"])
+def test_whether_there_is_a_record_is_known_without_reading_it(status, place):
+    assert not place.has(spec())
+    place.put(record(status="failed"))
+    assert not place.has(spec())
+    place.put(record(status=status)).write_bytes(b"damaged")
+    assert place.has(spec())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        (b'"schema":1', b'"schema":99', "schema 99, but this version reads 1"),
+        (b'"top1":98.0', b'"top1":"high"', r"damaged record \(Expected `float \| null`"),
+        (b'"seed":0', b'"seed":7', "the file was edited or renamed"),
+        (b'"curve":[', b'"curve":[,', "damaged record"),
+    ],
+)
+def test_a_brief_look_finds_the_same_faults(old, new, text, place):
+    path = place.put(record())
+    damaged = path.read_bytes().replace(old, new)
+    assert damaged != path.read_bytes()
+    path.write_bytes(damaged)
+    for brief in (False, True):
+        with pytest.raises(RecordError, match=text):
+            read(path, brief=brief)
 
 
 def test_a_record_is_readable_json_in_the_order_of_its_fields(place):
