@@ -123,12 +123,12 @@ def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> No
     Cells whose masks others start from are trained first, also where they were not chosen.
     """
     # A damaged record stops here, before anything is written; one of an older suite too.
-    list(store.records())
+    list(store.records(brief=True))
     # Of the rows that one cell answers, the last to be reached tells how long it takes.
     by_key = {cell.spec.key: cell for cell in sorted(plan.manifest.cells, key=_steps)}
-    chosen = [cell for cell in cells if not cell.skipped and store.get(cell.spec) is None]
+    chosen = [cell for cell in cells if not cell.skipped and not store.has(cell.spec)]
     sources = [by_key[cell.spec.source] for cell in chosen if cell.spec.source]
-    wanted = [cell.spec for cell in [*chosen, *sources] if store.get(cell.spec) is None]
+    wanted = [cell.spec for cell in [*chosen, *sources] if not store.has(cell.spec)]
     missing = {spec.key: by_key[spec.key] for spec in wanted}
     ordered = sorted(missing.values(), key=lambda cell: cell.spec.seed)
     try:
@@ -201,12 +201,12 @@ def _task(
 def left(store: Store, cells: list[Cell]) -> int:
     """Cells without a final record; one that answers several rows counts once."""
     specs = {cell.spec.key: cell.spec for cell in cells if not cell.skipped}
-    return sum(store.get(spec) is None for spec in specs.values())
+    return sum(not store.has(spec) for spec in specs.values())
 
 
 def verdict(store: Store, cells: list[Cell], deadline: float) -> int:
     """Exit status of a run that has ended."""
-    found = [store.get(cell.spec) for cell in cells if not cell.skipped]
+    found = [store.get(cell.spec, brief=True) for cell in cells if not cell.skipped]
     if None in found and time.time() >= deadline:
         return CELLS_LEFT
     fine = all(record is not None and record.status == "ok" for record in found)

@@ -10,7 +10,6 @@ no faster than one after the other.
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -21,11 +20,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from bench.products import pays, product, worth
 from bench.step import precision
 from bench.trainer import Trainer
-
-LARGE = 1_500_000
-"""Multiply-adds from which on a product fills the processor by itself, so that none is batched."""
 
 FUNCTIONS: dict[Any, str] = {
     functional.relu: "relu",
@@ -262,8 +259,7 @@ def _product(x: Tensor, layers: Sequence[nn.Linear | None]) -> Tensor:
         layers: of one shape.
     """
     inputs, outputs, has_bias = next(_shape(layer) for layer in layers if layer)
-    alone = x.shape[1] * inputs * outputs >= LARGE and x.dtype == torch.float32
-    if alone and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and _onednn():
+    if x.device.type == "cpu" and pays() and worth(x[0], outputs):
         tensors = [layer.weight if layer else None for layer in layers]
         tensors += [layer.bias if layer else None for layer in layers]
         found: Tensor = _OneByOne.apply(x, *tensors)
@@ -278,7 +274,7 @@ def _product(x: Tensor, layers: Sequence[nn.Linear | None]) -> Tensor:
 
 
 class _OneByOne(torch.autograd.Function):
-    """The products one after the other, by oneDNN: on some processors twice as fast as by MKL.
+    """The products one after the other, by oneDNN, where that pays.
 
     Neither weights nor gradients are copied into one tensor.
     """
@@ -288,7 +284,7 @@ class _OneByOne(torch.autograd.Function):
         weights, biases = tensors[: len(x)], tensors[len(x) :]
         ctx.save_for_backward(x, *weights)
         rows = zip(x, weights, biases, strict=True)
-        return _stacked([w if w is None else _onednn_product(a, w, b) for a, w, b in rows])
+        return _stacked([w if w is None else product(a, w, b) for a, w, b in rows])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -296,27 +292,14 @@ class _OneByOne(torch.autograd.Function):
         x, *weights = ctx.saved_tensors
         into_weights, into_x = [], None
         for w, g, a in zip(weights, gradient, x, strict=True):
-            into_weights.append(w if w is None else _onednn_product(g.t(), a.t()))
+            into_weights.append(w if w is None else product(g.t(), a.t()))
         if ctx.needs_input_grad[0]:
             rows = zip(weights, gradient, strict=True)
-            into_x = _stacked([w if w is None else _onednn_product(g, w.t()) for w, g in rows])
+            into_x = _stacked([w if w is None else product(g, w.t()) for w, g in rows])
         sums = gradient.sum(1)
         has_bias = ctx.needs_input_grad[1 + len(x) :]
         into_biases = [row if has else None for row, has in zip(sums, has_bias, strict=True)]
         return into_x, *into_weights, *into_biases
-
-
-@functools.cache
-def _onednn() -> bool:
-    """Whether torch has the product that its own compiler calls for linear layers."""
-    mkldnn: Any = torch.backends.mkldnn
-    return bool(mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def _onednn_product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A times B transposed, (N, M), of A (N, D) and B (M, D), and the bias (M,)."""
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
-    return found
 
 
 def _stacked(tensors: Sequence[Tensor | None]) -> Tensor:

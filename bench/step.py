@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.data import BatchStream
+from bench.products import in_layers, pays
 from bench.recipes import Recipe
 from methods.api import SparsityMethod, TrainState
 
@@ -99,6 +100,7 @@ class Step:
         self.device = state.lr.device
         self.compiled = compiled
         self.loss = torch.zeros((), device=self.device)
+        self._by_onednn = self.device.type == "cpu" and not compiled and pays()
 
     def compute(self) -> None:
         """Forward, backward, and what `finish` does, on the next batch."""
@@ -114,7 +116,7 @@ class Step:
         """() loss with its graph."""
         state, smoothing = self.state, self.recipe.label_smoothing
         run = _compiled() if self.compiled else forward
-        with precision(self.recipe, self.device):
+        with in_layers(self._by_onednn), precision(self.recipe, self.device):
             return run(state.model, self.method, state, images, labels, smoothing)
 
     def finish(self, loss: Tensor) -> None:

@@ -64,6 +64,7 @@ ORDER = (
     "clock",
     "dynamics",
     "meter",
+    "products",
     "step",
     "trainer",
     "checkpoint",

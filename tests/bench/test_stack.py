@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench import checkpoint, stack
+from bench import checkpoint, products, stack
 from bench.stack import Stack, group, stackable
 from bench.trainer import Trainer
 from bench.trial import images, trainer_of
@@ -91,10 +91,16 @@ def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
         assert (tensor - expected[name]).norm() <= tolerance * expected[name].norm(), name
 
 
+def choose(worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products from so many multiply-adds on go one by one, whoever made the processor."""
+    monkeypatch.setattr(products, "WORTH", worth)
+    monkeypatch.setattr(stack, "pays", products.available)
+
+
 @every_way
 @every_stacked_method
 def test_gradients_and_loss_are_those_of_the_plain_backward(name, large, monkeypatch):
-    monkeypatch.setattr(stack, "LARGE", large)
+    choose(large, monkeypatch)
     plain = member(name, recipe=ADAM).alone(5).trainer
     other = member(name, recipe=ADAM).alone(5).trainer
     loss = plain.hot.forward(*plain.stream.read())
@@ -119,7 +125,7 @@ def test_a_method_that_cannot_be_stacked_says_why(name):
 def test_weights_do_not_depend_on_companions_on_the_place_or_on_idle_places(
     name, large, monkeypatch
 ):
-    monkeypatch.setattr(stack, "LARGE", large)
+    choose(large, monkeypatch)
     alone, first, last = member(name), member(name), member(name)
     together([None, alone, None], 50)
     together([first, member("dense", 1), member("dpf", 2)], 50)
@@ -190,7 +196,7 @@ def test_a_run_that_is_saved_and_read_while_stacked_goes_on_bit_for_bit(tmp_path
 
 @every_way
 def test_a_recipe_in_bf16_is_computed_in_bf16(large, monkeypatch):
-    monkeypatch.setattr(stack, "LARGE", large)
+    choose(large, monkeypatch)
     half = dataclasses.replace(ADAM, precision="bf16")
     plain, other, exact = (member("dense", recipe=r).trainer for r in (half, half, ADAM))
     plain.hot.forward(*plain.stream.read()).backward()
@@ -202,11 +208,11 @@ def test_a_recipe_in_bf16_is_computed_in_bf16(large, monkeypatch):
 
 
 def test_without_onednn_large_products_are_batched_too(monkeypatch):
-    monkeypatch.setattr(stack, "LARGE", 0)
+    choose(0, monkeypatch)
     found, expected = member("dense").trainer, member("dense").trainer
     Stack(1).backward([expected])
-    monkeypatch.setattr(stack, "_onednn", lambda: False)
-    monkeypatch.setattr(stack, "_onednn_product", None)
+    monkeypatch.setattr(stack, "pays", lambda: False)
+    monkeypatch.setattr(stack, "product", None)
     Stack(1).backward([found])
     assert_near(gradients(found), gradients(expected), 1e-6)
 

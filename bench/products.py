@@ -1,0 +1,103 @@
+"""Products of linear layers by oneDNN, where torch's choice for a processor is a slow one.
+
+On a CPU torch multiplies float32 matrices by MKL, which on AMD's processors takes up to twice as
+long as oneDNN, which comes with torch too and which torch's compiler uses. Nothing is rounded but
+the sums, in another order.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+WORTH = 1_000_000
+"""Multiply-adds from which on the detour pays: it costs some microseconds itself."""
+
+plain_linear: Callable[..., Tensor] = functional.linear
+
+
+@functools.cache
+def pays() -> bool:
+    """Whether this processor is one of those, and torch has the operator."""
+    return available() and _maker() == "AuthenticAMD"
+
+
+def available() -> bool:
+    """Whether torch has the operator, which it keeps for its own compiler."""
+    mkldnn: Any = torch.backends.mkldnn
+    return bool(mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _maker() -> str:
+    """Of the processor, as Linux names it; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")]
+    return names[0] if names else ""
+
+
+def worth(x: Tensor, units: int) -> bool:
+    """Whether a layer's product should take the detour.
+
+    Args:
+        x: its inputs, (..., inputs).
+        units: its outputs.
+    """
+    return (
+        x.dtype == torch.float32
+        and x.numel() * units >= WORTH
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Torch's `functional.linear`, for training on a CPU; differentiable once."""
+    if x.dim() == 2 and x.device.type == "cpu" and worth(x, len(weight)):
+        found: Tensor = _Linear.apply(x, weight, bias)
+        return found
+    return plain_linear(x, weight, bias)
+
+
+@contextmanager
+def in_layers(chosen: bool) -> Iterator[None]:
+    """Has layers use it, if chosen; they look it up where torch has its own."""
+    if chosen:
+        functional.linear = linear  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        functional.linear = plain_linear
+
+
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A times B transposed, (N, M), of A (N, D) and B (M, D), and the bias (M,)."""
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return found
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        into_x, into_weight, into_bias = ctx.needs_input_grad
+        return (
+            product(gradient, weight.t()) if into_x else None,
+            product(gradient.t(), x.t()) if into_weight else None,
+            gradient.sum(0) if into_bias else None,
+        )
