@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bench.runner import set_up_process
 from tests.benchmarks import ratios
 
 FOUND = pytest.StashKey[dict[str, float]]()
@@ -32,6 +33,12 @@ def measuring(request: pytest.FixtureRequest) -> bool:
     config = request.config
     # Beside pytest-xdist, pytest-benchmark takes none.
     return not config.getoption("benchmark_disable") and not config.getoption("numprocesses", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def as_in_a_run() -> None:
+    """One thread, and memory that is kept, as in the processes that train."""
+    set_up_process(threads=1)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -86,9 +86,10 @@ def ours(tick: Tick, case: Case, data: Path, precision: str = "", stack: int = 1
     from bench import suite
     from bench.packing import Fixed
     from bench.resolve import resolve
-    from bench.runner import Finished, Task, Ways
+    from bench.runner import Finished, Task, Ways, keep_memory
     from bench.together import run_cells
 
+    keep_memory()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plan = resolve(suite.load(str(write_suite(case, folder, 10**7, stack, precision))), data)
@@ -115,12 +116,17 @@ def ours(tick: Tick, case: Case, data: Path, precision: str = "", stack: int = 1
 
 
 def bare(tick: Tick, case: Case, data: Path) -> None:
-    """A loop as one would write it by hand: tensors in memory, one index a batch, fused."""
+    """A loop as one would write it by hand: tensors in memory, one index a batch, fused.
+
+    It has the memory setting of a run, which is no part of a loop.
+    """
     import torch
     from torch.nn import functional
 
+    from bench.runner import keep_memory
     from models import create_model
 
+    keep_memory()
     images, labels = _training_set(case, data)
     model = create_model(case.model, _shape(case), 10).to(memory_format=torch.channels_last)
     optimizer: torch.optim.Optimizer
@@ -154,12 +160,14 @@ def bare(tick: Tick, case: Case, data: Path) -> None:
 
 
 def passes(tick: Tick, case: Case, data: Path) -> None:
-    """Forward and backward alone, of one batch again and again."""
+    """Forward and backward alone, of one batch again and again; memory as in `bare`."""
     import torch
     from torch.nn import functional
 
+    from bench.runner import keep_memory
     from models import create_model
 
+    keep_memory()
     images, labels = _training_set(case, data)
     model = create_model(case.model, _shape(case), 10).to(memory_format=torch.channels_last)
     x, y = images[: case.batch].clone().permute(0, 3, 1, 2), labels[: case.batch]

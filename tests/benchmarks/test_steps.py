@@ -1,4 +1,4 @@
-"""A training step of each method beside one of dense, mask updates included.
+"""A training step of each method beside one of dense, mask updates included; ways to compute it.
 
 LeNet-300-100 on synthetic 28x28 images, batch 60, Adam; filter methods on a small conv net. A run
 of 500 steps is measured whole but for its first slice, in slices that alternate.
@@ -14,12 +14,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from bench import products
 from bench.data import Data, to_device
 from bench.datasets import DATASETS, Arrays
 from bench.networks import make_model
 from bench.recipes import Recipe
+from bench.stack import Stack
+from bench.trainer import Trainer
 from bench.trial import network, trainer_of
 from methods import METHODS, get_method
 from tests.benchmarks.ratios import Beside
@@ -74,3 +77,58 @@ def test_step(name: str, beside: Beside, measuring: bool) -> None:
         rounds=SLICES - 1,
     )
     assert done >= count
+
+
+def dense() -> tuple[Trainer, Callable[[], object]]:
+    """A run of which a step is due, and what goes on to the next."""
+    trainer = trainer_of(get_method("dense")(), lenet, LENET, digits(), density=None, steps=10**6)
+    moments = trainer.moments()
+    next(moments)
+
+    def go_on() -> None:
+        assert next(moments)
+        assert next(moments) is None
+
+    return trainer, go_on
+
+
+@pytest.mark.benchmark(group="a training step of dense", timer=time.process_time)
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+def test_stack(width: int, beside: Beside, measuring: bool) -> None:
+    (single, go_on), *cells = (dense() for _ in range(1 + width))
+    stack, trainers = Stack(width), [trainer for trainer, _ in cells]
+
+    def alone() -> None:
+        for _ in range(width):
+            single.hot.compute()
+            go_on()
+
+    def stacked() -> Tensor:
+        losses = stack.backward(trainers)
+        for (trainer, due), loss in zip(cells, losses, strict=True):
+            assert loss is not None
+            trainer.hot.finish(loss)
+            due()
+        return losses[0]
+
+    number = 64 // width if measuring else 1
+    assert beside(f"step: {width} stacked / {width} alone", stacked, alone, number=number) > 0
+
+
+@pytest.mark.benchmark(group="a training step of dense", timer=time.process_time)
+def test_products(beside: Beside, measuring: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN's, whoever made the processor, beside torch's own choice."""
+
+    def go(available: bool) -> Callable[[], object]:
+        monkeypatch.setattr("bench.step.pays", lambda: available)
+        trainer, due = dense()
+
+        def step() -> object:
+            trainer.hot.compute()
+            return due()
+
+        return step
+
+    number = 50 if measuring else 1
+    name = "step: products by oneDNN / by torch's choice"
+    assert beside(name, go(products.available()), go(False), number=number) is None
