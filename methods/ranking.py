@@ -155,9 +155,10 @@ def _partition(flat: Tensor, k: int) -> tuple[Tensor, bool]:
     """
     values = (flat if flat.element_size() >= 4 else flat.float()).numpy()
     # Many equal values slow the partition down; what may not be kept is left out before.
-    chances = values != -np.inf
-    if k < np.count_nonzero(chances) < len(values) * 0.75:
-        values = values[np.flatnonzero(chances)]
+    if values.min() == -np.inf:
+        chances = values != -np.inf
+        if k < np.count_nonzero(chances) < len(values) * 0.75:
+            values = values[np.flatnonzero(chances)]
     cut = len(values) - k
     values.partition(cut)
     if np.isnan(values[cut:].max()):
