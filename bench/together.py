@@ -79,7 +79,7 @@ class _Cell:
     task: Task
     alone: bool
     trainer: Trainer | None = None
-    error: Exception | None = None
+    error: BaseException | None = None
     ended: bool = False
     steps: int = 0
     noise: torch.Tensor | None = None
@@ -117,7 +117,7 @@ class _Cell:
         """Keeps an error for the cell, whose record it will be."""
         try:
             yield
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.error = error
 
     @contextmanager
@@ -228,7 +228,7 @@ def _compute_as_one(stack: _Stack, cells: Sequence[_Cell | None]) -> None:
     """Computes a stack's step; an error of the passes is every cell's, one of a hook its own."""
     try:
         losses = stack.stack.backward(stack.places)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         for cell in filter(None, cells):
             cell.error = error
         return

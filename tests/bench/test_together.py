@@ -96,9 +96,25 @@ def test_what_cannot_be_stacked_says_so_and_is_computed_alone(tmp_path):
 class Breaks(SparsityMethod):
     """Has a mistake in a hook of every step."""
 
+    error = RuntimeError
+
     def edit_gradients(self, state):
         if float(state.progress) > 0.5:
-            raise RuntimeError("a mistake")
+            raise self.error("a mistake")
+
+
+class Leaves(Breaks):
+    error = SystemExit
+
+
+def test_a_hook_that_leaves_the_program_costs_its_cell_alone(tmp_path, monkeypatch):
+    register(monkeypatch, "leaves", Leaves)
+    cells = tasks(tmp_path, "[methods.leaves]\n[methods.rigl]")
+    found = [r for task in cells for r in records(run_cell(task)).values()]
+    assert [(r.status, r.reason) for r in found] == [
+        ("failed", "SystemExit: a mistake"),
+        ("ok", ""),
+    ]
 
 
 def test_an_error_in_a_hook_costs_its_own_cell_of_a_stack(tmp_path, monkeypatch):
