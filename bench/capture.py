@@ -6,7 +6,9 @@ Everything a step does is recorded once, then replayed. What comes between steps
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -56,6 +58,10 @@ class Captured(Step):
             self._replay()
             self.replayed = True
 
+    def begin(self) -> None:
+        """Forgets the recording: what a method does in a step may differ from phase to phase."""
+        self._replay, self._warm = None, 0
+
     def changed(self) -> None:
         """Forgets the recording, if it is of tensors that are no longer used."""
         if self._replay is not None and self._burnt_in() != self._known:
@@ -101,13 +107,29 @@ def recorded(work: Callable[[], None], device: torch.device) -> Callable[[], Non
     noise = generator.clone_state()
     try:
         # Other cells of the process may use the device meanwhile.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"), no_waits():
             work()
     except RuntimeError:
         # A state that a broken recording has hold of gives no more numbers outside of it.
         generator.graphsafe_set_state(noise)
         raise
     return graph.replay
+
+
+@contextmanager
+def no_waits() -> Iterator[None]:
+    """An error where something would wait for the device.
+
+    Before CUDA itself breaks the recording off: until 2.11, torch cannot record again after that.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def memory(optimizer: Optimizer) -> list[Tensor]:

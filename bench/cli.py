@@ -140,7 +140,7 @@ def run(
     ] = 0,
     stack: Annotated[
         int,
-        typer.Option(min=1, help="Small cells computed as one network, on the CPU."),
+        typer.Option(min=1, max=64, help="Small cells computed as one network, on the CPU."),
     ] = 1,
     cells_per_device: Annotated[
         str, typer.Option(metavar="N|auto", help="Cells at a time on a GPU; auto: as many as fit.")

@@ -1,4 +1,4 @@
-"""Many cells: in this process, or in worker processes of which a crash costs one cell.
+"""Many cells: in this process, or in worker processes, of which a crash costs the cells in it.
 
 Only the caller's process writes the store. It holds a lock per cell while the cell trains, so two
 runners on one machine share a suite without doing a cell twice.
@@ -24,7 +24,7 @@ from bench.packing import packing
 from bench.record import FINAL, SCHEMA, Record, Times
 from bench.runner import Event, Finished, Stopped, Task, set_up_process
 from bench.store import Store
-from bench.together import run_cells
+from bench.together import Take, run_cells
 
 BUSY_SECONDS = 0.5
 """Pause before another look, when other runners hold all that is left."""
@@ -116,10 +116,26 @@ def _network(task: Task) -> tuple[Any, ...]:
 def _in_this_process(queue: _Queue, places: int) -> Generator[Event, None, None]:
     device = torch.device(queue.tasks[0].device)
     while queue.tasks:
-        with closing(run_cells(queue.take, packing(places, device))) as events:
+        take = _patient(queue.take)
+        with closing(run_cells(take, packing(places, device))) as events:
             yield from events
         if queue.tasks:
             time.sleep(BUSY_SECONDS)
+
+
+def _patient(take: Take) -> Take:
+    """Asks in vain now and then only, while other cells run: asking takes longer than a step."""
+    asked = -math.inf
+
+    def patient(like: Task | None) -> Task | None:
+        nonlocal asked
+        if like is not None and time.monotonic() - asked < BUSY_SECONDS:
+            return None
+        task = take(like)
+        asked = -math.inf if task else time.monotonic()
+        return task
+
+    return patient
 
 
 @dataclass
@@ -208,20 +224,17 @@ def _work(connection: Connection, threads: int, places: int, device: str) -> Non
     """A worker: asks for tasks and sends events until its parent closes the pipe, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     set_up_process(threads)
-    asked = -math.inf
 
     def take(like: Task | None) -> Task | None:
-        nonlocal asked
-        if like is not None and time.monotonic() - asked < BUSY_SECONDS:
-            return None
         connection.send(_Wanted(like))
         task: Task | None = connection.recv()
-        asked = -math.inf if task else time.monotonic()
         return task
 
     try:
         while True:
-            with closing(run_cells(take, packing(places, torch.device(device)))) as events:
+            with closing(
+                run_cells(_patient(take), packing(places, torch.device(device)))
+            ) as events:
                 for event in events:
                     connection.send(event)
             time.sleep(BUSY_SECONDS / 5)

@@ -59,6 +59,8 @@ class Settings:
         cpu = self.device == "cpu"
         if self.ways.stack > 1 and not cpu:
             raise UsageError("--stack is for the CPU; on a GPU use --cells-per-device.")
+        if self.ways.stack > 1 and self.ways.compiled:
+            raise UsageError("--compile and --stack do not go together: stacks are not compiled.")
         if self.places != 1 and cpu:
             raise UsageError(
                 "--cells-per-device is for GPUs; on the CPU use --workers, and --stack for small "

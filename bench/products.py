@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 WORTH = 1_000_000
@@ -60,23 +59,23 @@ def worth(x: Tensor, units: int) -> bool:
     )
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Torch's `functional.linear`, for training on a CPU; differentiable once."""
-    if x.dim() == 2 and x.device.type == "cpu" and worth(x, len(weight)):
-        found: Tensor = _Linear.apply(x, weight, bias)
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As `functional.linear` of torch, for training on a CPU."""
+    if input.dim() == 2 and input.device.type == "cpu" and worth(input, len(weight)):
+        found: Tensor = _Linear.apply(input, weight, bias)
         return found
-    return plain_linear(x, weight, bias)
+    return plain_linear(input, weight, bias)
 
 
 @contextmanager
-def in_layers(chosen: bool) -> Iterator[None]:
-    """Has layers use it, if chosen; they look it up where torch has its own."""
-    if chosen:
-        functional.linear = linear  # type: ignore[assignment]
+def in_layers() -> Iterator[None]:
+    """Has layers use it; they look it up where torch has its own."""
+    before = functional.linear
+    functional.linear = linear
     try:
         yield
     finally:
-        functional.linear = plain_linear
+        functional.linear = before
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -87,17 +86,26 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return product(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
         x, weight = ctx.saved_tensors
         into_x, into_weight, into_bias = ctx.needs_input_grad
+        # The operator has no gradient of its own, for those who differentiate once more.
+        times = _plain_product if torch.is_grad_enabled() else product
         return (
-            product(gradient, weight.t()) if into_x else None,
-            product(gradient.t(), x.t()) if into_weight else None,
+            times(gradient, weight.t()) if into_x else None,
+            times(gradient.t(), x.t()) if into_weight else None,
             gradient.sum(0) if into_bias else None,
         )
+
+
+def _plain_product(a: Tensor, b: Tensor) -> Tensor:
+    return a @ b.t()

@@ -301,6 +301,8 @@ class _Attempt:
                 task.checkpoint.replace(aside)
                 yield Note(key, f"{error} It is kept as {aside.name}; the cell starts over.")
                 self.build()
+        if self.device.type == "cuda":
+            self.trainer.width = 1  # stacks are for the CPU
         total = self.trainer.total_steps
         now = time.time()
         next_save, next_word = now + task.checkpoint_seconds, now
@@ -490,7 +492,7 @@ class _Attempt:
                     self.task.timing,
                     trainer.width,
                     trainer.hot.replayed,
-                    self.task.ways.compiled,
+                    self.task.ways.compiled and trainer.width == 1,
                 ),
             }
         return Record(**(common | measured))

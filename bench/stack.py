@@ -92,26 +92,30 @@ class Stack:
         self._seats: list[_Seat | None] = [None] * width
         self._batch: tuple[Tensor, Tensor] | None = None
 
-    def backward(self, places: Sequence[Trainer | None]) -> list[Tensor | None]:
+    def backward(
+        self, places: Sequence[Trainer | None], penalties: Sequence[Tensor | None] = ()
+    ) -> list[Tensor | None]:
         """Computes the loss of each run's next batch, and leaves its gradients.
 
         Args:
             places: K runs of one group, each with a step that is due; None where none sits.
+            penalties: of their methods, from whoever keeps their random numbers apart; none: there
+                are none.
 
         Returns:
             () for each place its loss, without its graph. The gradients are in `grad` of each
             network's parameters, as after `backward` of the loss itself.
         """
         self._seats = [
-            seat if seat and seat.trainer is trainer else _seated(trainer)
+            seat if seat and seat.is_of(trainer) else _seated(trainer)
             for seat, trainer in zip(self._seats, places, strict=True)
         ]
         recipe = next(trainer for trainer in places if trainer).recipe
         images, labels = self._read()
         with precision(recipe, images.device):
             logits = self._logits(images)
-            penalties = [None if t is None else t.method.penalty(t.state) for t in places]
             losses = _cross_entropies(logits, labels, recipe.label_smoothing)
+        penalties = penalties or [None] * self.width
         # Each loss depends on its own network alone: the sum's gradients are the losses' own.
         roots = [losses.sum(), *(penalty for penalty in penalties if penalty is not None)]
         torch.autograd.backward(roots)
@@ -155,14 +159,21 @@ class _NotStackableError(Exception):
 
 @dataclass(frozen=True)
 class _Seat:
-    """A run in its place, and what its network computes."""
+    """A run in its place, and what its network computes in a phase."""
 
     trainer: Trainer
+    phase: int
     layers: list[Any]
+
+    def is_of(self, trainer: Trainer | None) -> bool:
+        """Whether nothing has changed."""
+        return self.trainer is trainer and self.phase == trainer.cursor.phase
 
 
 def _seated(trainer: Trainer | None) -> _Seat | None:
-    return None if trainer is None else _Seat(trainer, _layers(trainer.state.model))
+    if trainer is None:
+        return None
+    return _Seat(trainer, trainer.cursor.phase, _layers(trainer.state.model))
 
 
 class _Tracer(fx.Tracer):

@@ -42,8 +42,7 @@ def _compiled() -> Callable[..., Tensor]:
     """`forward`, compiled anew for each kind of network and method that a process meets."""
     from torch._dynamo import config as dynamo  # takes a while
 
-    limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"
-    setattr(dynamo, limit, KINDS)
+    dynamo.cache_size_limit = KINDS
     return torch.compile(forward, dynamic=False)
 
 
@@ -100,7 +99,8 @@ class Step:
         self.device = state.lr.device
         self.compiled = compiled
         self.loss = torch.zeros((), device=self.device)
-        self._by_onednn = self.device.type == "cpu" and not compiled and pays()
+        by_onednn = self.device.type == "cpu" and not compiled and pays()
+        self._products = in_layers if by_onednn else nullcontext
 
     def compute(self) -> None:
         """Forward, backward, and what `finish` does, on the next batch."""
@@ -109,6 +109,9 @@ class Step:
         loss.backward()  # type: ignore[no-untyped-call]
         self.finish(loss)
 
+    def begin(self) -> None:
+        """A phase begins: anything may be different."""
+
     def changed(self) -> None:
         """Hooks between steps ran: tensors may lie elsewhere."""
 
@@ -116,7 +119,7 @@ class Step:
         """() loss with its graph."""
         state, smoothing = self.state, self.recipe.label_smoothing
         run = _compiled() if self.compiled else forward
-        with in_layers(self._by_onednn), precision(self.recipe, self.device):
+        with self._products(), precision(self.recipe, self.device):
             return run(state.model, self.method, state, images, labels, smoothing)
 
     def finish(self, loss: Tensor) -> None:

@@ -16,7 +16,8 @@ import torch
 
 from bench.packing import SETTLED, Fixed, Packing
 from bench.runner import Event, Task, moments
-from bench.stack import Stack, group
+from bench.stack import Stack, group, stackable
+from bench.step import precision
 from bench.trainer import Trainer
 
 Take = Callable[[Task | None], Task | None]
@@ -57,6 +58,7 @@ def run_cells(take: Take, packing: Packing) -> Generator[Event, None, None]:
             if any(cell.ended for cell in running):
                 newest = None if newest and newest.ended else newest
                 running = [cell for cell in running if not cell.ended]
+                torch.cuda.empty_cache()  # on a GPU, what they leave is free for the next
                 stacks.keep([cell.trainer for cell in running])
             stacks.compute(running)
     finally:
@@ -198,24 +200,39 @@ class _Stacks:
         wide: dict[Trainer, _Cell] = {}
         for cell in cells:
             assert cell.trainer is not None
-            if cell.trainer.width == 1:
-                cell.compute()
-            else:
-                self._seat(cell.trainer)
-                wide[cell.trainer] = cell
+            with cell.caught():
+                if cell.trainer.width > 1 and self._seat(cell.trainer):
+                    wide[cell.trainer] = cell
+                else:
+                    cell.compute()
         for stack in self.stacks:
             started = time.perf_counter()
-            seated = [wide[trainer] if trainer else None for trainer in stack.places]
-            _compute_as_one(stack, seated)
-            share = (time.perf_counter() - started) / sum(map(bool, seated))
+            seated = [wide.get(trainer) if trainer else None for trainer in stack.places]
+            _compute_as_one(stack.stack, seated)
+            share = (time.perf_counter() - started) / max(1, sum(map(bool, seated)))
             for trainer in filter(None, stack.places):
                 trainer.cursor.train_seconds += share
 
-    def _seat(self, trainer: Trainer) -> None:
-        """Gives a newcomer a place, in a new stack if need be."""
-        if any(trainer in stack.places for stack in self.stacks):
-            return
-        kind = (trainer.width, group(trainer))
+    def _seat(self, trainer: Trainer) -> bool:
+        """Gives a newcomer a place, in a new stack if need be; False if it cannot be stacked.
+
+        Raises:
+            RuntimeError: it could before.
+        """
+        seated = any(trainer in stack.places for stack in self.stacks)
+        if trainer.step == 0 and (reason := stackable(trainer.state.model)):
+            if trainer.cursor.total:
+                raise RuntimeError(
+                    f"in phase {trainer.phase.name} the network cannot be computed in a stack any "
+                    f"more: {reason}; run the cell without --stack"
+                )
+            trainer.width = 1
+            return False
+        if not seated:
+            self._place((trainer.width, group(trainer)), trainer)
+        return True
+
+    def _place(self, kind: Hashable, trainer: Trainer) -> None:
         for stack in self.stacks:
             if stack.kind == kind and None in stack.places:
                 stack.places[stack.places.index(None)] = trainer
@@ -224,15 +241,28 @@ class _Stacks:
         self.stacks.append(_Stack(kind, Stack(trainer.width), places))
 
 
-def _compute_as_one(stack: _Stack, cells: Sequence[_Cell | None]) -> None:
+def _compute_as_one(stack: Stack, cells: Sequence[_Cell | None]) -> None:
     """Computes a stack's step; an error of the passes is every cell's, one of a hook its own."""
+    penalties = [_penalty(cell) if cell else None for cell in cells]
+    places = [cell.trainer if cell and cell.error is None else None for cell in cells]
+    if not any(places):
+        return
     try:
-        losses = stack.stack.backward(stack.places)
+        losses = stack.backward(places, penalties)
     except (Exception, SystemExit) as error:
         for cell in filter(None, cells):
-            cell.error = error
+            cell.error = cell.error or error
         return
     for one, loss in zip(cells, losses, strict=True):
         if one and one.trainer and loss is not None:
             with one.caught(), one.own():
                 one.trainer.hot.finish(loss)
+
+
+def _penalty(cell: _Cell) -> torch.Tensor | None:
+    """The method's penalty, drawn from the cell's own random numbers; an error is the cell's."""
+    trainer = cell.trainer
+    assert trainer is not None
+    with cell.caught(), cell.own(), precision(trainer.recipe, trainer.state.lr.device):
+        return trainer.method.penalty(trainer.state)
+    return None

@@ -379,6 +379,7 @@ class Trainer:
             if self.phase.rewind_to is not None:
                 self._rewind(self.snapshots[self.phase.rewind_to])
             self.method.project(self.state)
+        self.hot.begin()
 
     def _leave(self) -> None:
         phase, cursor = self.phase, self.cursor

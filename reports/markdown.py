@@ -28,7 +28,8 @@ def section(
         headers=headers,
         tablefmt="pipe",
         disable_numparse=True,  # every figure is rounded already, and `98.00` must stay so
-        colalign=["left" if name in words else "right" for name in headers],
+        # of no rows, tabulate 0.9 makes no columns to align
+        colalign=["left" if name in words else "right" for name in headers] if lines else None,
     )
     below = "".join(f"- {note}\n" for note in notes)
     return f"## {title}\n\n{table}\n\n{below}"

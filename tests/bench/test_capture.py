@@ -40,7 +40,7 @@ def recordings(monkeypatch) -> list[Captured]:
     + [(name, ADAM) for name in ("dense", "dpf", "deepr", "soft_deepr", "l0")],
 )
 def test_replayed_steps_train_as_eager_ones_do(name, recipe, recordings):
-    steps = 6 if name == "lottery_ticket" else 16  # of each round
+    steps = 6 if name == "lottery_ticket" else 64 if name == "ac_dc" else 16  # of each round
     eager = finish(tiny_run(name, "cpu", recipe=recipe, steps=steps))
     trainer = captured(name, recipe, steps)  # it seeds the noise of all that follows
     assert_equal(finish(trainer), eager)

@@ -76,17 +76,36 @@ def test_small_products_and_those_of_autocast_go_torchs_way(monkeypatch, counted
     assert not counted
 
 
-def test_layers_use_it_inside_and_not_after_even_after_an_error():
+def test_layers_use_it_inside_and_what_was_there_afterwards_even_after_an_error(monkeypatch):
+    def someones(*arguments):
+        raise NotImplementedError
+
     def fails():
-        with in_layers(True):
+        with in_layers():
             assert functional.linear is linear
             raise RuntimeError("a mistake")
 
-    with pytest.raises(RuntimeError, match="a mistake"):
-        fails()
-    assert functional.linear is plain_linear
-    with in_layers(False):
-        assert functional.linear is plain_linear
+    for before in (plain_linear, someones):
+        monkeypatch.setattr(functional, "linear", before)
+        with pytest.raises(RuntimeError, match="a mistake"):
+            fails()
+        assert functional.linear is before
+
+
+@needs_onednn
+def test_gradients_of_gradients_and_of_functions_are_torchs_but_for_rounding(anywhere):
+    torch.manual_seed(0)
+    x, weight = torch.randn(20, 30), torch.randn(40, 30, requires_grad=True)
+    found = []
+    for function in (plain_linear, linear):
+        first = torch.autograd.grad(function(x, weight).pow(3).sum(), weight, create_graph=True)
+        found.append(torch.autograd.grad(first[0].pow(2).sum(), weight)[0])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-2)
+    gradients = [
+        torch.func.grad(lambda w, f=function: f(input=x, weight=w).pow(2).sum())(weight.detach())
+        for function in (plain_linear, linear)
+    ]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-3)
 
 
 @needs_onednn

@@ -95,6 +95,7 @@ def test_only_a_recipe_of_tf32_rounds_products_to_it(name, rounded, products, to
     assert torch.get_float32_matmul_precision() == products
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, by torch itself
 def test_a_compiled_step_computes_the_same_but_for_rounding():
     plain = tiny_trainer("dpf", steps=6)
     compiled = compile_steps(tiny_trainer("dpf", steps=6))

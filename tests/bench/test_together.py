@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 
 from bench import runner
 from bench.errors import UsageError
@@ -14,7 +15,7 @@ from bench.packing import Fixed
 from bench.runner import Finished, Note, Stopped, Ways
 from bench.store import Store
 from bench.together import run_cell, run_cells
-from methods.api import SparsityMethod
+from methods.api import Phase, SparsityMethod
 from tests.bench.cells import (
     forking,
     plan_of,
@@ -127,8 +128,75 @@ def test_an_error_in_a_hook_costs_its_own_cell_of_a_stack(tmp_path, monkeypatch)
     assert hashes(run_cell(cells[1])) == {found["rigl"].spec.key: found["rigl"].weights_hash}
 
 
+@dataclasses.dataclass(frozen=True)
+class Noisy(SparsityMethod):
+    """Draws its penalty, and fails if asked to."""
+
+    breaks: bool = False
+
+    def penalty(self, state):
+        if self.breaks and float(state.progress) > 0.5:
+            raise ValueError("a broken penalty")
+        return 0.01 * sum((torch.randn_like(w) * w).sum() for w in state.weights.values())
+
+
+def test_a_penalty_that_is_drawn_is_the_cells_own(tmp_path, monkeypatch):
+    register(monkeypatch, "noisy", Noisy)
+    cells = tasks(tmp_path, "[methods.noisy]\n[methods.rigl]", stack=4, seeds="[0, 1]")
+    together = hashes(side_by_side(cells, 4))
+    assert len(set(together.values())) == 4
+    for task in cells:
+        assert hashes(run_cell(task)).items() <= together.items()
+
+
+def test_an_error_in_a_penalty_costs_its_own_cell_of_a_stack(tmp_path, monkeypatch):
+    register(monkeypatch, "noisy", Noisy)
+    cells = tasks(tmp_path, "[methods.noisy]\nbreaks = true\n[methods.rigl]", stack=2)
+    found = {r.label: r for r in records(side_by_side(cells, 2)).values()}
+    reasons = {label: (r.status, r.reason) for label, r in found.items()}
+    assert reasons == {"noisy": ("failed", "ValueError: a broken penalty"), "rigl": ("ok", "")}
+    assert hashes(run_cell(cells[1])) == {found["rigl"].spec.key: found["rigl"].weights_hash}
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooked(SparsityMethod):
+    """Hooks the network when a phase begins."""
+
+    controls = "none"
+    late: bool = False
+
+    def plan(self, budget, density):
+        half = budget.steps // 2
+        return Phase("first", half), Phase("second", budget.steps - half)
+
+    def start_phase(self, run):
+        if (run.phase.name == "second") is self.late:
+            run.state.model.register_forward_hook(lambda *_: None)
+
+
+def test_a_network_that_is_hooked_before_its_first_step_is_computed_alone(tmp_path, monkeypatch):
+    register(monkeypatch, "hooked", Hooked)
+    cells = tasks(tmp_path, "[methods.hooked]\n[methods.rigl]", stack=2)
+    found = records(side_by_side(cells, 2)).values()
+    assert {r.label: (r.status, r.execution.stack) for r in found} == {
+        "hooked": ("ok", 1),
+        "rigl": ("ok", 2),
+    }
+
+
+def test_a_network_that_is_hooked_later_fails_and_says_what_to_do(tmp_path, monkeypatch):
+    register(monkeypatch, "hooked", Hooked)
+    cells = tasks(tmp_path, "[methods.hooked]\nlate = true\n[methods.rigl]", stack=2)
+    found = {r.label: r for r in records(side_by_side(cells, 2)).values()}
+    assert (found["hooked"].status, found["rigl"].status) == ("failed", "ok")
+    assert "in phase second the network cannot be computed in a stack any more" in (
+        found["hooked"].reason
+    )
+    assert found["hooked"].reason.endswith("run the cell without --stack")
+
+
 def test_an_error_in_the_passes_of_a_stack_is_every_cells(tmp_path, monkeypatch):
-    def fails(self, places):
+    def fails(self, *arguments):
         raise RuntimeError("no memory")
 
     monkeypatch.setattr("bench.stack.Stack.backward", fails)
@@ -186,5 +254,7 @@ def test_other_cells_per_device_are_refused(text):
 def test_what_does_not_go_together_is_refused():
     with pytest.raises(UsageError, match=r"--stack is for the CPU; on a GPU use --cells-per-dev"):
         Settings("cuda", ways=Ways(stack=4))
+    with pytest.raises(UsageError, match=r"--compile and --stack do not go together"):
+        Settings("cpu", ways=Ways(stack=4, compiled=True))
     with pytest.raises(UsageError, match=r"--cells-per-device is for GPUs; on the CPU use --work"):
         Settings("cpu", places=0)

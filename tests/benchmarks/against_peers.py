@@ -51,6 +51,9 @@ def main() -> None:
         help="count the processor's seconds, not the wall's: where others use the machine too",
     )
     options = parser.parse_args()
+    for folder in filter(None, (options.open_lth, options.data)):
+        if not folder.is_dir():
+            parser.error(f"{folder}: no such folder")
     if "suite" in (options.what or ()) and not options.open_lth:
         parser.error("--what suite needs --open-lth")
     for what in options.what or [name for name in RACES if options.open_lth or name != "suite"]:
