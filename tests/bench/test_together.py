@@ -175,7 +175,7 @@ class Hooked(SparsityMethod):
 
 
 def test_a_network_that_is_hooked_before_its_first_step_is_computed_alone(tmp_path, monkeypatch):
-    register(monkeypatch, "hooked", Hooked)
+    register(monkeypatch, "hooked", Hooked, "none")
     cells = tasks(tmp_path, "[methods.hooked]\n[methods.rigl]", stack=2)
     found = records(side_by_side(cells, 2)).values()
     assert {r.label: (r.status, r.execution.stack) for r in found} == {
@@ -185,7 +185,7 @@ def test_a_network_that_is_hooked_before_its_first_step_is_computed_alone(tmp_pa
 
 
 def test_a_network_that_is_hooked_later_fails_and_says_what_to_do(tmp_path, monkeypatch):
-    register(monkeypatch, "hooked", Hooked)
+    register(monkeypatch, "hooked", Hooked, "none")
     cells = tasks(tmp_path, "[methods.hooked]\nlate = true\n[methods.rigl]", stack=2)
     found = {r.label: r for r in records(side_by_side(cells, 2)).values()}
     assert (found["hooked"].status, found["rigl"].status) == ("failed", "ok")
