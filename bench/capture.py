@@ -60,10 +60,12 @@ class Captured(Step):
 
     def begin(self) -> None:
         """Forgets the recording: what a method does in a step may differ from phase to phase."""
+        super().begin()
         self._replay, self._warm = None, 0
 
     def changed(self) -> None:
         """Forgets the recording, if it is of tensors that are no longer used."""
+        super().changed()
         if self._replay is not None and self._burnt_in() != self._known:
             self._replay, self._warm = None, 0
 

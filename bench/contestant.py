@@ -14,13 +14,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch.optim import Optimizer
 
 from bench.capture import Captured
 from bench.clock import Stopwatch
 from bench.data import Split
 from bench.errors import CellError
 from bench.evaluate import chunk_size, evaluate
+from bench.optimize import Advance
 from bench.resolve import load_data
 from bench.runner import Finished, Task, moments
 from bench.step import Step
@@ -320,7 +321,7 @@ class Watched(Step):
         names = ("data", "forward", "penalty", "backward", "finish", "hot hooks", "optimizer")
         self.watches = {name: Stopwatch(self.device) for name in names}
         self.method: Any = _Hooks(trainer.method, self.watches)
-        self._optimize = timed(trainer.state.optimizer.step, self.watches["optimizer"])
+        self._advance = _Advance(trainer.state.optimizer, self.watches["optimizer"])
 
     def compute(self) -> None:
         """One step."""
@@ -330,18 +331,9 @@ class Watched(Step):
         with watches["forward"].running():
             loss = self.forward(images, labels)
         with watches["backward"].running():
-            loss.backward()  # type: ignore[no-untyped-call]
+            self.backward(loss)
         with watches["finish"].running():
             self.finish(loss)
-
-    def finish(self, loss: Tensor) -> None:
-        """As `Step.finish`."""
-        optimizer = vars(self.state.optimizer)
-        optimizer["step"] = self._optimize
-        try:
-            super().finish(loss)
-        finally:
-            del optimizer["step"]
 
     def take(self) -> dict[str, float]:
         """Seconds in each stage since the last call; all that is no step is 0."""
@@ -360,6 +352,18 @@ class _Hooks:
         self.penalty = timed(method.penalty, watches["penalty"])
         self.edit_gradients = timed(method.edit_gradients, watches["hot hooks"])
         self.project = timed(method.project, watches["hot hooks"])
+
+
+class _Advance(Advance):
+    """The optimizer's step, with a watch that runs while it does."""
+
+    def __init__(self, optimizer: Optimizer, watch: Stopwatch) -> None:
+        super().__init__(optimizer)
+        self.watch = watch
+
+    def __call__(self) -> None:
+        with self.watch.running():
+            super().__call__()
 
 
 def timed(function: Callable[..., Any], watch: Stopwatch) -> Callable[..., Any]:

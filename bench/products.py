@@ -79,9 +79,23 @@ def in_layers() -> Iterator[None]:
         functional.linear = before
 
 
-def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A times B transposed, (N, M), of A (N, D) and B (M, D), and the bias (M,)."""
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+    """A times B transposed and the bias, (N, M); then ReLU where the activation is `relu`.
+
+    Args:
+        a: (N, D).
+        b: (M, D).
+        bias: (M,).
+        activation: `relu`, or `none`.
+    """
+    found: Tensor = _operator()(a, b, bias, activation, [], "")
+    return found
+
+
+@functools.cache
+def _operator() -> Callable[..., Tensor]:
+    """The one overload: to have it chosen takes some microseconds of every call."""
+    found: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.default
     return found
 
 

@@ -16,36 +16,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.parametrize import type_before_parametrizations
 
+from bench import chain
 from bench.products import pays, product, worth
 from bench.step import precision
 from bench.trainer import Trainer
 
-FUNCTIONS: dict[Any, str] = {
-    functional.relu: "relu",
-    torch.relu: "relu",
-    functional.tanh: "tanh",
-    torch.tanh: "tanh",
-    functional.sigmoid: "sigmoid",
-    torch.sigmoid: "sigmoid",
-    torch.flatten: "flatten",
-}
-MODULES: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu",
-    nn.Tanh: "tanh",
-    nn.Sigmoid: "sigmoid",
-    nn.Flatten: "flatten",
-    nn.Identity: "",
-    nn.Dropout: "",
-}
 STACKED: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
-    "flatten": operator.methodcaller("flatten", 2),
+    chain.FLATTEN: operator.methodcaller("flatten", 2),
 }
 """What is computed between the products, on tensors (K, batch, ...)."""
 
@@ -58,7 +41,7 @@ def stackable(model: nn.Module) -> str:
     """
     try:
         _layers(model)
-    except _NotStackableError as error:
+    except chain.NotAChainError as error:
         return str(error)
     return ""
 
@@ -153,10 +136,6 @@ def _shape(layer: nn.Linear) -> tuple[int, int, bool]:
     return layer.in_features, layer.out_features, layer.bias is not None
 
 
-class _NotStackableError(Exception):
-    """Says why."""
-
-
 @dataclass(frozen=True)
 class _Seat:
     """A run in its place, and what its network computes in a phase."""
@@ -176,90 +155,32 @@ def _seated(trainer: Trainer | None) -> _Seat | None:
     return _Seat(trainer, trainer.cursor.phase, _layers(trainer.state.model))
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # A method's own kind of layer must be seen as one, not as what it computes.
-        return isinstance(m, nn.Linear) or super().is_leaf_module(m, module_qualified_name)
-
-
 def _layers(model: nn.Module) -> list[str | nn.Linear]:
-    """What a network computes, in order: linear layers, and names of `STACKED`.
+    """As `chain.layers`.
 
     Raises:
-        _NotStackableError: it computes something else.
+        NotAChainError: the network cannot be stacked.
     """
+    found = chain.layers(model)
     for name, module in model.named_modules():
-        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-        if any(hooks) or module._backward_pre_hooks or "forward" in vars(module):
-            raise _NotStackableError(f"{name or 'the network'} has a hook, or a forward of its own")
-    try:
-        graph = _Tracer().trace(model)
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise _NotStackableError(f"its forward pass cannot be traced ({reason})") from error
-    start, *nodes, end = graph.nodes
-    layers: list[str | nn.Linear] = []
-    last = start
-    for node in nodes:
-        if node.op == "placeholder" or node.all_input_nodes != [last]:
-            raise _NotStackableError(
-                f"{_name(node)} is not computed from the layer before it alone"
-            )
-        layer = _layer(model, node)
-        if isinstance(layer, nn.Linear) and "flatten" not in layers:
-            raise _NotStackableError(f"{_name(node)} comes before the images are flattened")
-        layers.append(layer)
-        last = node
-    if end.args[0] is not last:
-        raise _NotStackableError("its output is not that of its last layer")
-    return [layer for layer in layers if layer]
-
-
-def _layer(model: nn.Module, node: fx.Node) -> str | nn.Linear:
-    if node.op == "call_module":
-        module = model.get_submodule(str(node.target))
-        kind = type_before_parametrizations(module)
-        if kind is nn.Linear:
+        if any(module is layer for layer in found):
             assert isinstance(module, nn.Linear)
-            _check_noise(str(node.target), module)
-            return module
-        found = MODULES.get(kind)
-        fits = not getattr(module, "p", 0)  # of Dropout
-        if isinstance(module, nn.Flatten):
-            fits = (module.start_dim, module.end_dim) == (1, -1)
-        name = f"{node.target}, a {kind.__name__},"
-    else:
-        target = str(node.target)
-        found = FUNCTIONS.get(node.target, target if node.op == "call_method" else None)
-        options = [*node.args[1:], *(node.kwargs[k] for k in sorted(node.kwargs) if k != "inplace")]
-        fits = found in STACKED and (
-            options in ([1], [1, -1], [-1, 1]) if found == "flatten" else not options
-        )
-        name = _name(node)
-    if found is None or not fits:
-        raise _NotStackableError(
-            f"{name} is not stacked: only linear layers are, with {', '.join(sorted(STACKED))} "
-            "between them"
-        )
+            _check_noise(name, module)
     return found
-
-
-def _name(node: fx.Node) -> str:
-    return getattr(node.target, "__name__", str(node.target))
 
 
 def _check_noise(name: str, module: nn.Linear) -> None:
     """A stack has no random stream for each run.
 
     Raises:
-        _NotStackableError: the layer's tensors are drawn.
+        NotAChainError: the layer's tensors are drawn.
     """
     before = torch.get_rng_state()
     with torch.no_grad():
         _ = module.weight, module.bias
     if not torch.equal(before, torch.get_rng_state()):
         torch.set_rng_state(before)
-        raise _NotStackableError(f"{name} has a weight that is drawn anew in every pass")
+        raise chain.NotAChainError(f"{name} has a weight that is drawn anew in every pass")
 
 
 def _product(x: Tensor, layers: Sequence[nn.Linear | None]) -> Tensor:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.data import BatchStream
+from bench.optimize import Advance
+from bench.passes import Passes, written_out
 from bench.products import in_layers, pays
 from bench.recipes import Recipe
 from methods.api import SparsityMethod, TrainState
@@ -101,26 +103,42 @@ class Step:
         self.loss = torch.zeros((), device=self.device)
         by_onednn = self.device.type == "cpu" and not compiled and pays()
         self._products = in_layers if by_onednn else nullcontext
+        self._advance = Advance(state.optimizer)
+        self._passes: Passes | None = None
 
     def compute(self) -> None:
         """Forward, backward, and what `finish` does, on the next batch."""
         images, labels = self.stream.read()
         loss = self.forward(images, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self.backward(loss)
         self.finish(loss)
 
     def begin(self) -> None:
         """A phase begins: anything may be different."""
+        self._advance.forget()
+        self._passes = self._written_out()
 
     def changed(self) -> None:
         """Hooks between steps ran: tensors may lie elsewhere."""
+        self._advance.forget()
+        if self._passes is not None and not self._passes.intact():
+            self._passes = self._written_out()
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """() loss with its graph."""
+        """() loss, for `backward`."""
+        if self._passes is not None:
+            return self._passes.forward(images, labels)
         state, smoothing = self.state, self.recipe.label_smoothing
         run = _compiled() if self.compiled else forward
         with self._products(), precision(self.recipe, self.device):
             return run(state.model, self.method, state, images, labels, smoothing)
+
+    def backward(self, loss: Tensor) -> None:
+        """Leaves the gradients of the loss that `forward` gave."""
+        if self._passes is None:
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            self._passes.backward()
 
     def finish(self, loss: Tensor) -> None:
         """From gradients to the next weights: the method's hot hooks around the optimizer.
@@ -131,10 +149,17 @@ class Step:
         state, method = self.state, self.method
         with torch.no_grad():
             method.edit_gradients(state)
-            state.optimizer.step()
+            self._advance()
             method.project(state)
             self.loss.copy_(loss)
         # The next pass then writes gradients, where it would otherwise add to zeros.
         for group in state.optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
+
+    def _written_out(self) -> Passes | None:
+        """The passes, where they are autograd's without it: no penalty, nothing compiled."""
+        plain = type(self.method).penalty is SparsityMethod.penalty
+        if not plain or self.compiled or self.recipe.precision == "bf16":
+            return None
+        return written_out(self.state.model, self.recipe.batch, self.recipe.label_smoothing)
