@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from bench import processes
 from bench.errors import BenchError, RecordError, SuiteError, UnknownName, UsageError
 from bench.listing import Table, conflicts, listing
 
@@ -160,6 +161,8 @@ def run(
     if limit_minutes is not None and not limit_minutes > 0:
         raise UsageError(f"--limit-minutes {limit_minutes}: must be above 0.")
     deadline = math.inf if limit_minutes is None else started + 60 * limit_minutes
+    if processes.likely(workers, device):
+        processes.begin_early()
     plan, store = _resolve(suite, data, records)
 
     from bench import launch

@@ -7,7 +7,6 @@ runners on one machine share a suite without doing a cell twice.
 from __future__ import annotations
 
 import math
-import multiprocessing
 import signal
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from bench import processes
 from bench.environment import environment
 from bench.packing import packing
 from bench.record import FINAL, SCHEMA, Record, Times
@@ -180,6 +180,7 @@ def _in_workers(
             worker.connection.close()
             if worker.tasks:
                 worker.process.terminate()
+        for worker in workers:  # they end at the same time
             worker.process.join()
 
 
@@ -211,7 +212,7 @@ def _lost(worker: _Worker, queue: _Queue) -> Iterator[Event]:
 
 
 def _start_worker(threads: int, places: int = 1, device: str = "cpu") -> _Worker:
-    context = multiprocessing.get_context("spawn")
+    context = processes.context()
     here, there = context.Pipe()
     # No daemon, since these may have no children, such as those that decode images.
     process = context.Process(target=_work, args=(there, threads, places, device))

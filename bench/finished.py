@@ -18,6 +18,7 @@ from bench.data import Data
 from bench.datasets import DATASETS, DatasetInfo
 from bench.errors import CannotCompact, DataError, RecordError, UsageError
 from bench.networks import make_model
+from bench.processes import cores
 from bench.recipes import Recipe
 from bench.record import Record
 from bench.resolve import load_arrays, load_data, make_method
@@ -158,7 +159,7 @@ def opened(
             f"{name} in {data}: other data than the cell's (content {source.hash}, recorded "
             f"{content})."
         )
-    loaded = to_device(source, recipe, device, folders.cores())
+    loaded = to_device(source, recipe, device, cores())
     try:
         yield loaded
     finally:

@@ -29,6 +29,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bench.datasets import FOLDER_PREFIX, DatasetInfo, Labels, Pixels
 from bench.errors import DataError
+from bench.processes import cores
 from bench.store import write_atomically
 
 KINDS = {
@@ -212,13 +213,6 @@ def processes(count: int, prepare: Callable[[], object] | None = None) -> Proces
         # What takes seconds to import is loaded once for all.
         context.set_forkserver_preload(["bench.streaming", "timm.data.transforms_factory"])
     return ProcessPoolExecutor(count, context, _attend, (prepare,))
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _attend(prepare: Callable[[], object] | None) -> None:

@@ -14,8 +14,8 @@ import torch
 
 from bench.errors import UsageError
 from bench.executors import execute
-from bench.folders import cores
 from bench.live import View
+from bench.processes import cores
 from bench.record import Timing
 from bench.resolve import Plan
 from bench.runner import ALONE, Finished, Note, Progress, Task, Ways
