@@ -34,7 +34,7 @@ GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 """From the gradient of an output, and the output."""
 
-OURS = ("torch.nn.", "models.")
+OURS = ("torch.nn.", "models.", "bench.")
 """Packages whose networks compute the same in every step. What others' code decides while it runs
 would be read off once."""
 
@@ -52,7 +52,7 @@ def written_out(model: nn.Module, batch: int, smoothing: float) -> Passes | None
     usual = (
         all(_known(module) for module in modules)
         and all(p.requires_grad and p.dtype == torch.float32 for p in parameters)
-        and all(p.device.type == "cpu" for p in parameters)
+        and all(p.device.type == "cpu" and not _hooked(p) for p in parameters)
     )
     if not usual:
         return None
@@ -171,6 +171,7 @@ class Passes:
             _same(modules, self._parts[0])
             and _same(parameters, self._parts[1])
             and not any(map(chain.hooked, modules))
+            and not any(map(_hooked, parameters))
         )
 
     @torch.no_grad()
@@ -221,6 +222,11 @@ class Passes:
         found = aten.nll_loss_backward.default(self._one, logs, labels, None, 1, -100, weight)
         gradient: Tensor = aten._log_softmax_backward_data.default(found, logs, 1, logs.dtype)
         return gradient
+
+
+def _hooked(parameter: nn.Parameter) -> bool:
+    """Whether autograd would call somebody with its gradient."""
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
 
 
 def _add(parameter: Tensor, gradient: Tensor) -> None:

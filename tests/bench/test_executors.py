@@ -37,7 +37,7 @@ METHODS = "[methods.dense]\n[methods.rigl]\n[methods.dpf]\n[methods.one_shot]"
 def quick_workers(monkeypatch):
     """Workers that need not load torch; how the real ones start is tested in `tests/faults`."""
     context = forking()
-    monkeypatch.setattr(executors.multiprocessing, "get_context", lambda _: context)
+    monkeypatch.setattr(executors.processes, "context", lambda: context)
 
 
 def run(*arguments: str | float | Path) -> int:

@@ -763,7 +763,7 @@ def test_how_many_decoders_a_cell_gets(asked, workers, found, images, tmp_path, 
 def test_workers_may_have_decoders(images, tmp_path, monkeypatch):
     # Two cells side by side, each in a process with another of its own that decodes.
     context = forking()
-    monkeypatch.setattr(executors.multiprocessing, "get_context", lambda _: context)
+    monkeypatch.setattr(executors.processes, "context", lambda: context)
     suite = suite_of(tmp_path, images, seeds="[0, 1]")
     records = train(suite, tmp_path / "records", workers=2, data=tmp_path)
     assert [record.steps for record in records] == [20, 20], records

@@ -213,7 +213,7 @@ def test_the_time_of_a_stack_is_shared_among_its_cells(tmp_path):
 
 def test_workers_take_several_cells_each(tmp_path, monkeypatch):
     context = forking()
-    monkeypatch.setattr("bench.executors.multiprocessing.get_context", lambda _: context)
+    monkeypatch.setattr("bench.processes.context", lambda: context)
     cells = tasks(tmp_path, stack=2)
     store = Store(tmp_path / "records", "tiny")
     found = records(execute(cells, store, workers=2, threads=1, places=2))
