@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bench import processes
-from bench.errors import BenchError, RecordError, SuiteError, UnknownName, UsageError
+from bench import processes, reporting
+from bench.arguments import AsJson, Cell, Data, Device, Only, Recipe, Records, Suite
+from bench.errors import BenchError, SuiteError, UnknownName, UsageError
 from bench.listing import Table, conflicts, listing
 
 if TYPE_CHECKING:
@@ -36,31 +37,9 @@ app = typer.Typer(
 
 new = typer.Typer(help="Write a starting file.", no_args_is_help=True)
 app.add_typer(new, name="new")
+app.add_typer(reporting.app)
 
 INTERRUPTED = 130
-
-Suite = Annotated[str, typer.Argument(help="A built-in suite (see `list suites`) or a TOML file.")]
-Records = Annotated[Path, typer.Option("--records", help="Folder of the records.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        envvar="SPARSEBENCH_DATA",
-        help="Folder of the data sets, <name>.npz each. [default: ~/.cache/sparsebench]",
-    ),
-]
-Cell = Annotated[str, typer.Argument(help="A key, its beginning, or a record's file name.")]
-Device = Annotated[
-    str, typer.Option("--device", help="cpu, cuda, cuda:1; auto takes a GPU where there is one.")
-]
-Recipe = Annotated[
-    Path | None, typer.Option("--recipe", help="File of the cell's recipe, where it is your own.")
-]
-Only = Annotated[
-    str | None,
-    typer.Option("--only", help="Only cells whose label or file name matches, such as 'rigl*'."),
-]
 
 
 @app.command("list")
@@ -186,7 +165,7 @@ def run(
         raise typer.Exit(INTERRUPTED) from None
     except OSError as error:
         raise BenchError(f"{store.folder}: cannot write there ({error}).") from error
-    _print_report(records, [store.suite])
+    reporting.print_report(records, [store.suite])
     status = launch.verdict(store, cells, deadline)
     if status == launch.CELLS_LEFT:
         left = launch.left(store, cells)
@@ -530,70 +509,6 @@ def _count_totals(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 @app.command()
-def report(
-    suite: Annotated[
-        list[str] | None, typer.Argument(help="Suites with records; all of them if none is named.")
-    ] = None,
-    records: Records = Path("records"),
-    by_sparsity: Annotated[
-        bool, typer.Option("--by-sparsity", help="Short: a line a method, a column a sparsity.")
-    ] = False,
-) -> None:
-    """Print the markdown table of each suite that has records."""
-    names = [Path(name).name.removesuffix(".toml") for name in suite or []]
-    if not by_sparsity:
-        _print_report(records, names or None)
-        return
-    from bench.store import suites
-    from reports.by_sparsity import by_sparsity as short
-
-    for name in names or suites(records):
-        print(short(records, name))
-
-
-@app.command()
-def baseline(
-    suite: Annotated[str, typer.Argument(help="A suite with records.")],
-    out: Annotated[Path, typer.Option("--out", help="File to write.")],
-    records: Records = Path("records"),
-) -> None:
-    """Write a suite's figures as a baseline for `check`."""
-    from bench.store import write_atomically
-    from reports.baseline import write_baseline
-
-    content = write_baseline(records, suite)
-    try:
-        write_atomically(out, content)
-    except OSError as error:
-        raise UsageError(f"--out {out}: cannot write there ({error}).") from error
-    print(out)
-
-
-@app.command()
-def check(
-    suite: Annotated[str, typer.Argument(help="A suite with records.")],
-    against: Annotated[Path, typer.Option("--baseline", help="File that `baseline` wrote.")],
-    records: Records = Path("records"),
-    floor: Annotated[
-        float, typer.Option(min=0, help="Points of accuracy that may always be lost.")
-    ] = 0.5,
-) -> None:
-    """Compare a suite's records with a baseline.
-
-    Exit status: 0 fine, 1 regressed, 2 usage, 3 cells failed, 4 nothing to compare.
-    """
-    from reports import regress
-
-    try:
-        text = against.read_bytes()
-    except OSError as error:
-        raise RecordError(f"{against}: cannot read the baseline: {error.strerror}.") from error
-    outcome = regress.check(records, suite, text, str(against), floor)
-    print(outcome.table)
-    raise typer.Exit(outcome.exit_code)
-
-
-@app.command()
 def conform(
     method: Annotated[
         str, typer.Argument(help="A method (see `list methods`), FILE.py or FILE.py:Class.")
@@ -658,12 +573,6 @@ def _resolve(suite: str, data: Path | None, records: Path) -> tuple[Plan, Store]
 def _data_folder(data: Path | None) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     return data or cache / "sparsebench"
-
-
-def _print_report(records: Path, names: list[str] | None) -> None:
-    from reports.tables import report as render
-
-    print(render(records, names))
 
 
 def _shape(text: str) -> tuple[int, int, int]:

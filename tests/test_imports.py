@@ -94,6 +94,8 @@ ORDER = (
     "conformance",
     "matrix",
     "starter",
+    "arguments",
+    "reporting",
     "cli",
     "__main__",
 )
