@@ -79,6 +79,6 @@ def check(
 
 def print_report(records: Path, names: list[str] | None) -> None:
     """Prints the tables of suites; None: of all that have records."""
-    from reports.tables import report as render
+    from reports.suite_table import report as render
 
     print(render(records, names))

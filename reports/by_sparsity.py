@@ -9,7 +9,7 @@ from bench.store import Store
 from reports.aggregate import Row, aggregate, asked_text, model_text
 from reports.footnotes import footnotes
 from reports.markdown import section
-from reports.tables import accuracy, number
+from reports.suite_table import accuracy, number
 
 TOP_K = " by top-k"
 

@@ -224,7 +224,7 @@ def test_only_the_entry_point_imports_the_command_line():
         ("reports/tables.py", "import torch.nn", "torch.nn"),
         ("reports/tables.py", "from bench import runner", "bench.runner"),
         ("reports/tables.py", "from methods import METHODS", "methods"),
-        ("bench/trainer.py", "from reports.tables import report", "reports.tables"),
+        ("bench/trainer.py", "from reports.suite_table import report", "reports.suite_table"),
         ("bench/trainer.py", "import torchvision", "torchvision"),
     ],
 )

@@ -173,7 +173,7 @@ def forking() -> Any:
     """Processes from a server that has loaded what takes seconds to import."""
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["bench.launch", "reports.tables", "sklearn.datasets", "torch._dynamo"]
+        ["bench.launch", "reports.suite_table", "sklearn.datasets", "torch._dynamo"]
     )
     return context
 

@@ -29,7 +29,7 @@ from bench.together import run_cell
 from bench.trainer import Trainer
 from methods.masking import PruneAtInit
 from reports.aggregate import aggregate
-from reports.tables import stored_table
+from reports.suite_table import stored_table
 from tests.bench.cells import (
     plan_of,
     register,

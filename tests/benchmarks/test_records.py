@@ -12,7 +12,7 @@ import pytest
 
 from bench.record import encode
 from bench.store import Store, read
-from reports.tables import report
+from reports.suite_table import report
 from tests.benchmarks import many
 from tests.benchmarks.ratios import Beside
 

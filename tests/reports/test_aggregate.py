@@ -120,7 +120,7 @@ def test_models_and_budgets_are_named_with_their_options_and_units() -> None:
 
 
 def test_reports_do_not_import_torch() -> None:
-    modules = "reports.aggregate, reports.tables, reports.regress"
+    modules = "reports.aggregate, reports.suite_table, reports.regress"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

@@ -11,7 +11,7 @@ from bench.store import Store
 from methods import METHODS
 from reports.aggregate import Row, aggregate
 from reports.by_sparsity import by_sparsity
-from reports.tables import report
+from reports.suite_table import report
 
 ROOT = Path(__file__).parent.parent.parent
 RECORDS = ROOT / "reports" / "records"

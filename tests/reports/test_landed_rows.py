@@ -10,7 +10,7 @@ from bench.record import PhaseResult, Record, Times
 from bench.spec import CellSpec
 from bench.store import Against, Cell, Manifest
 from reports.aggregate import Row, aggregate, asked_spec, asked_text
-from reports.tables import suite_table
+from reports.suite_table import suite_table
 from tests.reports.records import (
     DENSE_MACS,
     PARAMETERS,

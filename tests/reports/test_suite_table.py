@@ -15,7 +15,7 @@ import pytest
 from bench.errors import RecordError
 from bench.record import Compact, Execution, Record
 from bench.spec import BudgetSpec, CellSpec
-from reports.tables import report, suite_table
+from reports.suite_table import report, suite_table
 from tests.reports.records import ENVIRONMENT, SUITE, counts, fill, manifest, record, spec
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tables" / "two_methods.md"
