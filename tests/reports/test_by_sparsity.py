@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.store import Against, Cell, Manifest
 from reports.by_sparsity import by_sparsity
 from tests.reports.records import SUITE, counts, fill, record, spec
-from tests.reports.test_tables import body
+from tests.reports.test_suite_table import body
 
 
 def cell(of, label="", **more):

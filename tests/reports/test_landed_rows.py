@@ -21,7 +21,7 @@ from tests.reports.records import (
     record,
     spec,
 )
-from tests.reports.test_tables import body
+from tests.reports.test_suite_table import body
 
 TICKETS = [
     spec("lottery_ticket", 0.9, seed, options=(("also", "0.5"), ("rewind", 0.1))) for seed in (0, 1)

@@ -2,7 +2,7 @@
 
 The golden table is compared exactly. After a wanted change, write it again and read the difference:
 
-    python -m tests.reports.test_tables
+    python -m tests.reports.test_suite_table
 """
 
 from __future__ import annotations
