@@ -17,6 +17,7 @@ from bench import processes, reporting
 from bench.arguments import AsJson, Cell, Data, Device, Only, Recipe, Records, Suite
 from bench.errors import BenchError, SuiteError, UnknownName, UsageError
 from bench.listing import Table, conflicts, listing
+from bench.reporting import print_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,7 +48,7 @@ def list_(what: Table, as_json: AsJson = False) -> None:
     """Show what there is: methods, models, data sets, recipes or suites."""
     rows = listing(what)
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     else:
         _print_table(rows)
     for conflict in conflicts(what):
@@ -87,7 +88,7 @@ def plan_(
             }
         )
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     for row in rows:
         row.pop("done")
@@ -171,23 +172,6 @@ def run(
         left = launch.left(store, cells)
         print(f"Time is up, cells left: {left}. The same command goes on.", file=sys.stderr)
     raise typer.Exit(status)
-
-
-@app.command()
-def show(
-    cell: Cell,
-    records: Records = Path("records"),
-    as_json: AsJson = False,
-) -> None:
-    """Show one record: what was asked, measured, and where."""
-    from bench.store import find, read
-    from reports.record_page import record_page
-
-    record = read(find(records, cell))
-    if as_json:
-        _print_json(record)
-    else:
-        print(record_page(record))
 
 
 @app.command()
@@ -288,7 +272,7 @@ def latency(
     device = launch.usable_device(device)
     measured = measure(path, _data_folder(data), device, batch or [1, 64], rounds, recipe)
     if as_json:
-        _print_json(measured)
+        print_json(measured)
     else:
         print(table(measured))
 
@@ -337,7 +321,7 @@ def profile(
     else:
         measured = profiling.drift(plan, cells, device, drift, graph=graph)
     if as_json:
-        _print_json(measured)
+        print_json(measured)
     else:
         print(profiling.table(measured))
 
@@ -421,7 +405,7 @@ def count(
         "macs_b": totals.macs + totals.elementwise,
     }
     if as_json:
-        _print_json(found | {"layers": layers})
+        print_json(found | {"layers": layers})
         return
     _print_table([_count_row(layer, sparsity is not None) for layer in layers])
     print()
@@ -526,7 +510,7 @@ def conform(
     set_up_process(threads=1)
     report = check_method(load(method))
     if as_json:
-        _print_json({"method": report.method, "ok": report.ok, "findings": report.findings})
+        print_json({"method": report.method, "ok": report.ok, "findings": report.findings})
     else:
         print(report.text)
     raise typer.Exit(0 if report.ok else 1)
@@ -591,12 +575,6 @@ def _option(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
-
-
-def _print_json(value: object) -> None:
-    import msgspec
-
-    print(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

@@ -7,10 +7,27 @@ from typing import Annotated
 
 import typer
 
-from bench.arguments import Records
+from bench.arguments import AsJson, Cell, Records
 from bench.errors import RecordError, UsageError
 
 app = typer.Typer()
+
+
+@app.command()
+def show(
+    cell: Cell,
+    records: Records = Path("records"),
+    as_json: AsJson = False,
+) -> None:
+    """Show one record: what was asked, measured, and where."""
+    from bench.store import find, read
+    from reports.record_page import record_page
+
+    record = read(find(records, cell))
+    if as_json:
+        print_json(record)
+    else:
+        print(record_page(record))
 
 
 @app.command()
@@ -82,3 +99,10 @@ def print_report(records: Path, names: list[str] | None) -> None:
     from reports.suite_table import report as render
 
     print(render(records, names))
+
+
+def print_json(value: object) -> None:
+    """Prints a value object for programs."""
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
