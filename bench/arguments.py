@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 Suite = Annotated[str, typer.Argument(help="A built-in suite (see `list suites`) or a TOML file.")]
 Records = Annotated[Path, typer.Option("--records", help="Folder of the records.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Statistics = Annotated[
+    Literal["full"] | None,
+    typer.Option("--statistics", help="full: tests over the seeds, with p-values."),
+]
 Data = Annotated[
     Path | None,
     typer.Option(

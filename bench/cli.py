@@ -69,7 +69,8 @@ def plan_(
     from bench import launch
 
     rows = []
-    for cell in launch.chosen(resolved, only):
+    cells = launch.chosen(launch.without_lost(resolved, store), only)
+    for cell in cells:
         spec = cell.spec
         record = None if cell.skipped else store.get(spec, brief=True)
         rows.append(
@@ -96,6 +97,13 @@ def plan_(
     missing = {row["key"] for row in rows if row["status"] == "to do"}
     every = {row["key"] for row in rows}
     print(f"\n{len(every)} cells, {len(missing)} to do; records in {store.folder}")
+    if resolved.controls:
+        steps = {cell.spec.key: cell.steps for cell in sorted(cells, key=lambda cell: cell.steps)}
+        added = [count for key, count in steps.items() if key in resolved.controls]
+        total = sum(steps.values())
+        print(f"controls add {len(added)} of the cells, and {sum(added)} of their {total} steps")
+    for text in dict.fromkeys(f"{c.label}: {c.skipped}" for c in cells if c.skipped):
+        print(f"skipped: {text}")
 
 
 @app.command()
@@ -166,6 +174,7 @@ def run(
         raise typer.Exit(INTERRUPTED) from None
     except OSError as error:
         raise BenchError(f"{store.folder}: cannot write there ({error}).") from error
+    cells = launch.chosen(launch.without_lost(plan, store), only)
     reporting.print_report(records, [store.suite])
     status = launch.verdict(store, cells, deadline)
     if status == launch.CELLS_LEFT:

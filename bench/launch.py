@@ -19,7 +19,7 @@ from bench.processes import cores
 from bench.record import Timing
 from bench.resolve import Plan
 from bench.runner import ALONE, Finished, Note, Progress, Task, Ways
-from bench.sources import SourceFiles
+from bench.sources import SourceFiles, settled
 from bench.store import Cell, Store
 
 DONE, CELL_FAILED, CELLS_LEFT = 0, 1, 5
@@ -126,9 +126,15 @@ def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> No
     """
     # A damaged record stops here, before anything is written; one of an older suite too.
     list(store.records(brief=True))
+    plan = without_lost(plan, store)
     # Of the rows that one cell answers, the last to be reached tells how long it takes.
     by_key = {cell.spec.key: cell for cell in sorted(plan.manifest.cells, key=_steps)}
-    chosen = [cell for cell in cells if not cell.skipped and not store.has(cell.spec)]
+    lost = _lost(plan)
+    chosen = [
+        cell
+        for cell in cells
+        if not cell.skipped and not store.has(cell.spec) and cell.spec.key not in lost
+    ]
     sources = [by_key[cell.spec.source] for cell in chosen if cell.spec.source]
     wanted = [cell.spec for cell in [*chosen, *sources] if not store.has(cell.spec)]
     missing = {spec.key: by_key[spec.key] for spec in wanted}
@@ -148,10 +154,14 @@ def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> No
     said: set[str] = set()
     with View(ordered) as view:
         for depends in (False, True):
+            if depends:  # only now is it known which sources have masks to start from
+                plan = without_lost(plan, store)
+                store.put_manifest(plan.manifest)
+            lost = _lost(plan)
             wave = [
                 dataclasses.replace(_task(cell, plan, store, settings, by_key), timing=timing)
                 for cell in ordered
-                if (cell.spec.source is not None) == depends
+                if (cell.spec.source is not None) == depends and cell.spec.key not in lost
             ]
             # A source that has no record by now has failed, or there was no time for it.
             ready = [task for task in wave if not task.source or task.source.record.exists()]
@@ -168,6 +178,17 @@ def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> No
                     elif isinstance(event, Note) and event.text not in said:
                         said.add(event.text)
                         view.say(event.text)
+
+
+def without_lost(plan: Plan, store: Store) -> Plan:
+    """The plan as the records leave it: cells whose source has gone wrong are skipped."""
+    cells = settled(plan.manifest.cells, store)
+    return dataclasses.replace(plan, manifest=dataclasses.replace(plan.manifest, cells=cells))
+
+
+def _lost(plan: Plan) -> set[str]:
+    """Keys of cells whose source has gone wrong."""
+    return {cell.spec.key for cell in plan.manifest.cells if cell.skipped and cell.spec.source}
 
 
 def _steps(cell: Cell) -> int:

@@ -36,11 +36,15 @@ class Advance:
         """One step, from the gradients as they are. Call it where gradients are not recorded."""
         groups = self._groups = self._groups or _groups(self.optimizer)
         gradients = [[p.grad for p in group.parameters] for group in groups]
-        if not groups or any(g is None for some in gradients for g in some):
-            self.optimizer.step()
-            return
+        for some in gradients:
+            for gradient in some:
+                if gradient is None:
+                    self.optimizer.step()
+                    return
         for group, some in zip(groups, gradients, strict=True):
             group.kernel(group, some)
+        if not groups:
+            self.optimizer.step()
 
     def forget(self) -> None:
         """Tensors may lie elsewhere, or options have changed."""

@@ -220,7 +220,7 @@ class Passes:
             return torch.autograd.grad(loss, leaf)[0]
         logs, labels, weight = self._of_loss
         found = aten.nll_loss_backward.default(self._one, logs, labels, None, 1, -100, weight)
-        gradient: Tensor = aten._log_softmax_backward_data.default(found, logs, 1, logs.dtype)
+        gradient: Tensor = torch._log_softmax_backward_data(found, logs, 1, logs.dtype)
         return gradient
 
 

@@ -343,8 +343,10 @@ def decode(text: bytes, where: str) -> Record:
         raw = msgspec.json.decode(text)
         schema = raw.get("schema") if isinstance(raw, dict) else None
         if schema != SCHEMA:
+            newer = isinstance(schema, int) and schema > SCHEMA
+            origin = " (a newer sparsebench wrote it: update)" if newer else ""
             raise RecordError(
-                f"{where}: schema {schema}, but this version reads {SCHEMA}. {advice}"
+                f"{where}: schema {schema}, but this version reads {SCHEMA}{origin}. {advice}"
             )
         return msgspec.convert(raw, type=Record)
     except (msgspec.MsgspecError, SuiteError) as error:

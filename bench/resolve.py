@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from bench import datasets, folders, recipes, streaming
+from bench.controls import Asked, Joined, join
 from bench.datasets import Arrays, DatasetInfo
 from bench.errors import BudgetExceeded, DataError, SuiteError, UnknownName, with_choices
 from bench.folders import Folder
@@ -50,6 +51,7 @@ class Plan:
         start: folder from which a relative path of the data set starts.
         notes: what people should know of the data and the models, a line each.
         init: where the first weights come from, see `bench.initial`.
+        controls: keys of the cells that only the suite's `controls` ask for.
     """
 
     manifest: Manifest
@@ -59,6 +61,7 @@ class Plan:
     init: str
     start: Path = Path()
     notes: tuple[str, ...] = ()
+    controls: frozenset[str] = frozenset()
 
 
 def resolve(suite: Suite, data: Path) -> Plan:
@@ -74,12 +77,11 @@ def resolve(suite: Suite, data: Path) -> Plan:
     arrays = load_data(suite.dataset, recipe, data, suite.folder)
     _check_crop(recipe, arrays.info, suite)
     init = located(suite.init, suite.folder, f"{suite.where}: init")
-    cells = tuple(_Resolver(suite, recipe, arrays, init).cells())
-    _check_different(cells, suite)
-    manifest = Manifest(suite.name, suite.title, cells)
+    rows = _Resolver(suite, recipe, arrays, init).rows()
+    manifest = Manifest(suite.name, suite.title, rows.cells)
     notes = arrays.notes if isinstance(arrays, Folder) else ()
-    notes += tuple(_left_out(suite, arrays.info))
-    return Plan(manifest, suite.dataset, recipe, data, init, suite.folder, notes)
+    notes += (*_left_out(suite, arrays.info), *rows.notes)
+    return Plan(manifest, suite.dataset, recipe, data, init, suite.folder, notes, rows.added)
 
 
 @functools.lru_cache(maxsize=2)
@@ -202,6 +204,21 @@ class _Resolver:
     arrays: Arrays | Folder
     first_weights: str = RANDOM
 
+    def rows(self) -> Joined:
+        """The cells of the suite, and of its controls where it asks for them."""
+        own = self.cells()
+        _check_different(own, self.suite)
+        if not self.suite.controls:
+            return Joined(tuple(own), frozenset(), ())
+        pairs = zip(self.suite.questions, own, strict=True)
+        return join([self.asked(*pair) for pair in pairs], self.cell)
+
+    def asked(self, question: Question, cell: Cell) -> Asked:
+        """A row, with what controls need to know of its method."""
+        method = make_method(cell.spec.method, dict(cell.spec.options), question.where)
+        all_layers = self.prunable(question, method) == self.prunable(question)
+        return Asked(question, method, cell, all_layers)
+
     def cells(self) -> list[Cell]:
         """One for each question, in their order; those with a source after it was found."""
         found: dict[int, Cell] = {}
@@ -247,10 +264,10 @@ class _Resolver:
             and self.prunable(q) == mine
         )
 
-    def prunable(self, question: Question) -> tuple[str, ...]:
-        """Weights that the suite's preset counts for a row."""
+    def prunable(self, question: Question, method: SparsityMethod | None = None) -> tuple[str, ...]:
+        """Weights that the suite's preset counts for a row, and the method can prune."""
         model = probe(question.model, self.arrays.info, tuple(question.model_options.items()))
-        return prunable_names(model, Dense(), self.suite.prunable, question.sparsity)
+        return prunable_names(model, method or Dense(), self.suite.prunable, question.sparsity)
 
     def planned(
         self,

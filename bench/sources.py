@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from bench.errors import SourceMissing
 from bench.record import Record, landed
-from bench.store import read, write_atomically
+from bench.store import Cell, Store, read, write_atomically
 from methods.api import Source
 
 
@@ -69,11 +70,9 @@ def load(files: SourceFiles, sparsity: float, masks: Mapping[str, Tensor]) -> tu
     if not files.record.exists():
         raise SourceMissing(f"the source {files.record.stem} has no record.")
     record = read(files.record)
-    view = landed(record, sparsity)
-    if view.counts is None:
-        view = record
-    if view.status != "ok":
-        raise SourceMissing(f"the source {files.record.stem} is {view.status}: {view.reason}")
+    view = _view(record, sparsity)
+    if reason := _useless(view):
+        raise SourceMissing(reason)
     path = files.masks / f"{_phase(record, view)}.safetensors"
     try:
         if path.exists():
@@ -87,6 +86,40 @@ def load(files: SourceFiles, sparsity: float, masks: Mapping[str, Tensor]) -> tu
             f"{files.weights}: the source's network is not here ({error}). Move its record "
             f"{files.record.name} away to have it trained again."
         ) from error
+
+
+def settled(cells: Sequence[Cell], store: Store) -> tuple[Cell, ...]:
+    """The cells of a suite; those whose source has ended without masks are skipped, and say why.
+
+    Raises:
+        RecordError: the record of a source is damaged.
+    """
+    specs = {cell.spec.key: cell.spec for cell in cells}
+    waiting = [c for c in cells if c.spec.source is not None and not store.has(c.spec)]
+    wanted = sorted({cell.spec.source or "" for cell in waiting})
+    records = {key: store.get(specs[key], brief=True) for key in wanted}
+    lost = {cell.spec.key: _loss(cell, records[cell.spec.source or ""]) for cell in waiting}
+    return tuple(
+        dataclasses.replace(cell, skipped=lost[cell.spec.key]) if lost.get(cell.spec.key) else cell
+        for cell in cells
+    )
+
+
+def _loss(cell: Cell, source: Record | None) -> str:
+    asked = cell.spec.sparsity
+    return "" if source is None or asked is None else _useless(_view(source, asked))
+
+
+def _view(record: Record, sparsity: float) -> Record:
+    """The source as a cell of this sparsity sees it: the round that landed there, else its end."""
+    view = landed(record, sparsity)
+    return record if view.counts is None else view
+
+
+def _useless(view: Record) -> str:
+    """Why there are no masks to start from; empty where there are."""
+    fine = view.status == "ok"
+    return "" if fine else f"the source {view.spec.slug} is {view.status}: {view.reason}"
 
 
 def _phase(record: Record, view: Record) -> str:

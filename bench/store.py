@@ -166,16 +166,24 @@ class Store:
         Raises:
             RecordError: a file is damaged or was edited.
         """
-        for name in sorted(path.name for path in self.folder.glob("*.json")):
-            if name != "suite.json":
-                yield read(self.folder / name, brief=brief)
+        for path in self.paths():
+            yield read(path, brief=brief)
+
+    def paths(self) -> list[Path]:
+        """Files of the final records, in the order of their names."""
+        names = sorted(path.name for path in self.folder.glob("*.json"))
+        return [self.folder / name for name in names if name != "suite.json"]
 
     def attempts(self) -> list[Record]:
-        """Every failed try, a cell's last one behind its others."""
-        found = [decode(path.read_bytes(), str(path)) for path in self._attempt_paths()]
-        return sorted(found, key=lambda record: record.times.started)
+        """Every failed try, a cell's last one behind its others.
 
-    def _attempt_paths(self) -> list[Path]:
+        Raises:
+            RecordError: a file is damaged or was edited.
+        """
+        return sorted(map(read, self.attempt_paths()), key=lambda record: record.times.started)
+
+    def attempt_paths(self) -> list[Path]:
+        """Files of the failed tries, in the order of their names."""
         return sorted((self.folder / "attempts").glob("*.json"))
 
     def put_manifest(self, manifest: Manifest) -> None:
@@ -209,7 +217,7 @@ def read(path: Path, *, brief: bool = False) -> Record:
         brief: leaves out what `BULK` names; that it is JSON is all that is checked of it.
 
     Raises:
-        RecordError: it is damaged, or its content no longer gives the key in its name.
+        RecordError: it is damaged, or its content no longer gives its name and the key in it.
     """
     try:
         text = path.read_bytes()
@@ -217,10 +225,10 @@ def read(path: Path, *, brief: bool = False) -> Record:
     except OSError as error:
         raise RecordError(f"{path}: cannot read the record: {error.strerror}.") from error
     stem = path.stem.rpartition("-")[0] if path.parent.name == "attempts" else path.stem
-    if not stem.endswith(record.spec.key):
+    if stem != record.spec.slug:
         raise RecordError(
-            f"{path}: the file was edited or renamed (its content has key {record.spec.key}). "
-            "Restore it, or move it away and run the suite again."
+            f"{path}: the file was edited or renamed (its content has key {record.spec.key} and "
+            f"belongs to {record.spec.slug}). Restore it, or move it away and run the suite again."
         )
     if record.status not in FINAL and path.parent.name != "attempts":
         raise RecordError(

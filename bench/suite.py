@@ -48,6 +48,7 @@ class SuiteFile(msgspec.Struct, forbid_unknown_fields=True):
     seeds: list[int] = msgspec.field(default_factory=lambda: [0])
     prunable: str = "all"
     init: str = "random"
+    controls: bool = False
 
 
 class MethodTable(msgspec.Struct, forbid_unknown_fields=True):
@@ -90,6 +91,7 @@ class Suite:
         name: the file's stem; records lie in a folder of that name.
         folder: where the file lies; paths of a recipe and of images start there.
         init: `random`, `pretrained`, or a file of weights.
+        controls: whether the controls of each method are added, see `bench.controls`.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Suite:
     prunable: str
     init: str
     questions: tuple[Question, ...]
+    controls: bool = False
 
 
 def names() -> list[str]:
@@ -150,6 +153,7 @@ def load(name: str) -> Suite:
         prunable=file.prunable,
         init=file.init,
         questions=tuple(_questions(file, where, path.parent)),
+        controls=file.controls,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +49,13 @@ def run_cells(take: Take, packing: Packing) -> Generator[Event, None, None]:
                 task = take(running[0].task if running else None)
                 if task is None:
                     break
-                newest = _Cell(task, alone=packing == Fixed(1))
+                alone = packing == Fixed(1)
+                # One that goes on may have begun in a stack.
+                new = task.ways.stack == 1 and not task.checkpoint.exists()
+                if alone and new and task.device == "cpu":
+                    yield from _by_itself(task)
+                    continue
+                newest = _Cell(task, alone)
                 running.append(newest)
             if not running:
                 return
@@ -64,6 +70,24 @@ def run_cells(take: Take, packing: Packing) -> Generator[Event, None, None]:
     finally:
         for cell in running:
             cell.moments.close()
+
+
+def _by_itself(task: Task) -> Iterator[Event]:
+    """A cell that nothing runs beside: nothing need be kept apart, which small networks notice."""
+    error: BaseException | None = None
+    with closing(moments(task)) as run:
+        while True:
+            moment = run.throw(error) if error else next(run, None)
+            error = None
+            if isinstance(moment, Trainer):
+                try:
+                    moment.compute()
+                except (Exception, SystemExit) as found:
+                    error = found
+            elif moment is None:
+                return
+            else:
+                yield moment
 
 
 @dataclass

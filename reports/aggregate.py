@@ -31,6 +31,7 @@ class Row:
         skipped: why it cannot be run; empty where it can.
         source: the row whose masks it starts from; empty for most.
         smaller: a narrower dense network stands for the sparse one.
+        skips: for each seed, why it cannot be run, or nothing; empty where that is `skipped`.
     """
 
     label: str
@@ -40,6 +41,12 @@ class Row:
     skipped: str = ""
     source: str = ""
     smaller: bool = False
+    skips: tuple[str, ...] = ()
+
+    @property
+    def controls_source(self) -> bool:
+        """Whether the suite's `controls` have made it for its source; its label says so."""
+        return bool(self.source) and self.label.startswith(f"{self.source}: ")
 
     @property
     def spec(self) -> CellSpec:
@@ -59,8 +66,12 @@ class Row:
     @property
     def statuses(self) -> tuple[CellStatus, ...]:
         """Status of each seed asked for."""
-        absent: CellStatus = "skipped" if self.skipped else "missing"
-        return tuple(absent if record is None else judged(record) for record in self.records)
+        absent: list[CellStatus] = [
+            "skipped" if reason else "missing"
+            for reason in self.skips or (self.skipped,) * self.asked
+        ]
+        pairs = zip(self.records, absent, strict=True)
+        return tuple(status if record is None else judged(record) for record, status in pairs)
 
     @property
     def ok(self) -> tuple[Record, ...]:
@@ -182,7 +193,9 @@ def aggregate(manifest: Manifest, records: Iterable[Record]) -> Results:
     """Joins the rows that a suite asks for with its records, by key."""
     found = {record.spec.key: record for record in records if record.status in FINAL}
     keys = [cell.spec.key for cell in manifest.cells]  # a hash each
-    labels = {key: cell.label for key, cell in zip(keys, manifest.cells, strict=True)}
+    # A control may share the cell of a row of the suite: that row is the one to name.
+    named = zip(keys, (cell.label for cell in manifest.cells), strict=True)
+    labels = dict(sorted(named, key=lambda pair: ": " not in pair[1]))
     questions: dict[tuple[str, CellSpec], list[tuple[str, Cell]]] = {}
     for key, cell in zip(keys, manifest.cells, strict=True):
         # Seeds of one row have sources of different keys.
@@ -194,13 +207,19 @@ def aggregate(manifest: Manifest, records: Iterable[Record]) -> Results:
             tuple(asked_spec(cell) for _, cell in asked),
             tuple(as_seen(cell, found.get(key)) for key, cell in asked),
             tuple(key for key, _ in asked),
-            asked[0][1].skipped,
+            together([cell.skipped for _, cell in asked]),
             labels.get(asked[0][1].spec.source or "", ""),
             asked[0][1].against is not None,
+            tuple(cell.skipped for _, cell in asked),
         )
         for (label, _), asked in questions.items()
     )
     return Results(rows, len(found.keys() - labels.keys()))
+
+
+def together(skips: Sequence[str]) -> str:
+    """Why none of a row's seeds can be run; empty where one can."""
+    return "; ".join(dict.fromkeys(skips)) if all(skips) else ""
 
 
 def asked_spec(cell: Cell) -> CellSpec:

@@ -54,8 +54,16 @@ def footnotes(results: Results, attempts: Sequence[Record]) -> Iterator[str]:
     yield from executions(rows)
     if chosen := [f"{label}: {text}" for label, text in labelled_options(rows)]:
         yield f"options beside the defaults: {'; '.join(chosen)}."
-    if sources := dict.fromkeys(f"{row.label}: {row.source}" for row in rows if row.source):
+    if sources := dict.fromkeys(
+        f"{row.label}: {row.source}" for row in rows if row.source and not row.controls_source
+    ):
         yield f"starts from the masks of another row: {'; '.join(sources)}."
+    if any(row.controls_source for row in rows):
+        yield (
+            "`NAME: random masks` and `NAME: magnitude masks` (of the largest initial weights) "
+            "keep as many weights in each layer as NAME; `NAME: re-initialised` has its masks, and "
+            "other initial weights. The multiple of those that start from NAME holds its cost too."
+        )
     if against := dict.fromkeys(row.label for row in rows if row.smaller):
         yield f"narrower dense networks, their ratios against the full width: {', '.join(against)}."
     if idle := [f"{name_text(row)}: {row.idle:,.0f}" for row in rows if row.mostly_idle]:
@@ -84,8 +92,7 @@ def footnotes(results: Results, attempts: Sequence[Record]) -> Iterator[str]:
         yield "`-`: not run, or stopped before it was measured; n shows finished/asked."
     if dead := [f"{name_text(row)}: {', '.join(row.dead)}" for row in rows if row.dead]:
         yield f"dead: emptied layers ({'; '.join(dead)})."
-    skipped = {f"{row.label}, {model_text(row.spec)}: {row.skipped}" for row in rows if row.skipped}
-    yield from (f"skipped: {text}" for text in sorted(skipped))
+    yield from (f"skipped: {text}" for text in sorted(set(skipped(rows))))
     yield from reasons(rows)
     if attempts:
         tries = plural(len(attempts), "failed attempt")
@@ -157,6 +164,17 @@ def reasons(rows: Iterable[Row]) -> Iterator[str]:
                 # A reason may quote an exception of several lines; a footnote has one.
                 reason = " ".join(record.reason.split()) or "no finite accuracy"
                 yield f"{name_text(row)}, seed {record.spec.seed}: {status}: {reason}"
+
+
+def skipped(rows: Iterable[Row]) -> Iterator[str]:
+    """Rows, and single seeds of others, that cannot be run, with the reason."""
+    for row in rows:
+        if row.skipped:
+            yield f"{row.label}, {model_text(row.spec)}: {row.skipped}"
+        else:
+            for spec, reason in zip(row.specs, row.skips, strict=False):
+                if reason:
+                    yield f"{name_text(row)}, seed {spec.seed}: {reason}"
 
 
 def failures(rows: Iterable[Row], attempts: Iterable[Record]) -> Iterator[str]:

@@ -13,10 +13,10 @@ from reports.footnotes import execution_texts
 
 def record_page(record: Record) -> str:
     """Everything in a record but its curve, for people."""
-    facts = [*_asked(record), *_measured(record), *_where(record)]
+    lines = [line for group in facts(record).values() for line in group]
     parts = [
         f"## {record.spec.slug}",
-        tabulate(facts, headers=("field", "value"), tablefmt="github", disable_numparse=True),
+        tabulate(lines, headers=("field", "value"), tablefmt="github", disable_numparse=True),
     ]
     if any(phase.status for phase in record.phases):
         parts.append(_rounds(record))
@@ -25,6 +25,15 @@ def record_page(record: Record) -> str:
     if record.traceback:
         parts.append(record.traceback)
     return "\n\n".join(parts)
+
+
+def facts(record: Record) -> dict[str, list[tuple[str, str]]]:
+    """Fields and their texts: what was asked, what was measured, and where."""
+    return {
+        "asked": [*_asked(record)],
+        "measured": [*_measured(record)],
+        "where": [*_where(record)],
+    }
 
 
 def _asked(record: Record) -> Iterator[tuple[str, str]]:

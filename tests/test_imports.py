@@ -32,6 +32,7 @@ EXTRA: dict[str, set[str]] = {
     "bench/folders.py": {"PIL"},
     "bench/streaming.py": {"PIL", "timm"},
     "bench/timm_training.py": {"timm"},
+    "reports/figures.py": {"matplotlib"},
 }
 """What single files may import besides."""
 
@@ -74,6 +75,7 @@ ORDER = (
     "checkpoint",
     "initial",
     "sources",
+    "controls",
     "resolve",
     "stack",
     "capture",

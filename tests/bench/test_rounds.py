@@ -415,16 +415,16 @@ source = "broken"
     )
 
 
-def test_a_source_that_diverged_is_the_reason_of_its_control(tmp_path):
+def test_a_control_is_skipped_where_its_source_diverged(tmp_path):
     recipe = "batch = 50\nlr = 1e30"
     path = suite_in(tmp_path, PAIR, recipe, sparsities="[0.5]")
     _, store, status = launched(path, tmp_path / "records")
     assert status == CELL_FAILED
     (source,) = store.records()
     assert source.status == "diverged"
-    (failed,) = store.attempts()
-    assert failed.label == "reinit"
-    assert failed.reason == f"the source {source.spec.slug} is diverged: {source.reason}"
+    assert store.attempts() == []
+    (control,) = (cell for cell in store.manifest().cells if cell.label == "reinit")
+    assert control.skipped == f"the source {source.spec.slug} is diverged: {source.reason}"
 
 
 def test_a_cell_that_stopped_before_it_landed_has_rows_without_figures(tmp_path, monkeypatch):

@@ -224,6 +224,45 @@ def test_a_renamed_record_is_found_by_its_key(place):
         place.get(spec(seed=1))
 
 
+def test_a_copy_under_another_name_is_found_though_its_key_is_right(place):
+    path = place.put(record())
+    other = path.with_name(f"mine-{path.name}")
+    other.write_bytes(path.read_bytes())
+    with pytest.raises(RecordError, match=rf"{other.name}: .* belongs to {spec().slug}\)"):
+        list(place.records(brief=True))
+
+
+def test_an_edited_attempt_is_found_by_its_key(place):
+    path = place.put(record(status="failed"))
+    edit(path, spec__seed=1)
+    with pytest.raises(RecordError, match=f"{path.name}: the file was edited or renamed"):
+        place.attempts()
+
+
+def test_a_record_from_before_a_field_was_added_is_read_with_that_field_unknown(place):
+    path = place.put(record())
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    later = ("train_macs", "execution", "expected", "mask_updates", "last_changes", "phases")
+    for name in later:
+        del raw[name]
+    for name in ("live", "live_macs", "compact", "elementwise", "filters"):
+        del raw["counts"][name]
+    for name in ("init", "source", "prunable"):
+        del raw["spec"][name]
+    path.write_text(json.dumps(raw), encoding="utf-8")
+    assert read(path) == read(path, brief=True) == record()
+
+
+@pytest.mark.parametrize(("schema", "newer"), [("0", False), ("null", False), ("2", True)])
+def test_a_record_of_another_schema_says_whether_it_is_a_newer_one(schema, newer, place):
+    path = place.put(record())
+    old = path.read_bytes()
+    path.write_bytes(old.replace(b'"schema":1', f'"schema":{schema}'.encode()))
+    with pytest.raises(RecordError, match="but this version reads 1") as caught:
+        list(place.records(brief=True))
+    assert ("a newer sparsebench wrote it" in str(caught.value)) == newer
+
+
 @pytest.mark.parametrize(
     "points", [(CurvePoint(1, 3e38), CurvePoint(2, 1e-45)), (CurvePoint(1, 0.1, None, 0.0),)]
 )

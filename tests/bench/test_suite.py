@@ -134,7 +134,11 @@ WRONG: dict[str, tuple[str, dict[str, str], list[str]]] = {
     "unknown field": (
         "[methods.rigl]",
         {"sparsitis": "[0.5]"},
-        ["no such field: 'sparsitis'.", "Did you mean 'sparsities'?", "Known: budget, dataset"],
+        [
+            "no such field: 'sparsitis'.",
+            "Did you mean 'sparsities'?",
+            "Known: budget, controls, dataset",
+        ],
     ),
     "field of a wrong type": (
         "[methods.rigl]",

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from scipy import stats
 
-from bench.errors import RecordError
-from bench.record import Record
+from bench import cli
+from bench.errors import RecordError, UsageError
+from bench.record import Record, Times
 from bench.spec import CellSpec
-from reports.regress import Outcome, check, write_baseline
+from reports.outcome import SHOWN
+from reports.regress import Limits, Outcome, check, write_baseline
+from reports.tolerance import ALARM
 from tests.reports.records import SUITE, counts, fill, manifest, record, spec
 
 SEEDS = [spec(seed=seed) for seed in range(2)]
 
 
-def measured(*top1: float, **more: object) -> list[Record]:
+def measured(*top1: float, **more: Any) -> list[Record]:
     """One record per accuracy, on seeds 0, 1, ..."""
     return [record(spec(seed=seed), value, **more) for seed, value in enumerate(top1)]
 
@@ -27,57 +34,109 @@ def compare(
     before: list[Record],
     now: list[Record],
     specs: list[CellSpec] | None = None,
-    floor: float = 0.5,
+    **limits: float,
 ) -> Outcome:
     """Makes a baseline of `before`, and checks `now` (of a suite that asks for `specs`)."""
     fill(folder / "before", manifest(*(one.spec for one in before)), *before)
     asked = [one.spec for one in now] if specs is None else specs
     fill(folder / "now", manifest(*asked), *now)
-    return check(folder / "now", SUITE, write_baseline(folder / "before", SUITE), floor=floor)
+    baseline = write_baseline(folder / "before", SUITE)
+    return check(folder / "now", SUITE, baseline, limits=Limits(**limits))
 
 
 def test_the_same_records_are_fine(tmp_path: Path) -> None:
     outcome = compare(tmp_path, measured(97.0, 98.0), measured(97.0, 98.0))
     assert (outcome.status, outcome.exit_code) == ("fine", 0)
-    assert "| 2 -> 2 |      97.50 | 97.50 |        +0.00 |     -2.12 | fine " in outcome.table
+    assert "| 2 -> 2 |      97.50 | 97.50 |        +0.00 |     -3.63 |  12.00 -> 12.00 | fine " in (
+        outcome.table
+    )
+    assert "- 1 row: 1 fine." in outcome.table
 
 
 @pytest.mark.parametrize(("top1", "exit_code"), [(97.5, 0), (97.25, 1), (99.0, 0)])
-def test_one_seed_may_fall_by_the_floor(tmp_path: Path, top1: float, exit_code: int) -> None:
+def test_without_two_seeds_in_any_row_half_a_point_may_be_lost(
+    tmp_path: Path, top1: float, exit_code: int
+) -> None:
     outcome = compare(tmp_path, measured(98.0), measured(top1))
     assert outcome.exit_code == exit_code
     assert "no row of the baseline has two seeds" in outcome.table
 
 
-# Baseline 97, 99: mean 98, sigma sqrt(2); two seeds then and now: 3 sqrt(2) sqrt(1/2 + 1/2) = 4.243
-@pytest.mark.parametrize(("now", "exit_code"), [((93.8, 93.8), 0), ((93.7, 93.7), 1)])
-def test_noisy_rows_may_fall_by_three_standard_errors(
+@pytest.mark.parametrize(("now", "exit_code"), [((98.0, 98.0), 0), ((97.5, 97.5), 1)])
+def test_seeds_that_agree_exactly_may_lose_the_floor(
     tmp_path: Path, now: tuple[float, float], exit_code: int
 ) -> None:
-    outcome = compare(tmp_path, measured(97.0, 99.0), measured(*now))
+    outcome = compare(tmp_path, measured(98.0, 98.0), measured(*now))
     assert outcome.exit_code == exit_code
-    assert "-4.24" in outcome.table
+    assert outcome.lines[0].allowed == 0.05
 
 
-def test_fewer_seeds_may_fall_by_more(tmp_path: Path) -> None:
-    # one seed now: 3 sqrt(2) sqrt(1/2 + 1/1) = 5.196
-    outcome = compare(tmp_path, measured(97.0, 99.0), measured(92.9))
-    assert outcome.exit_code == 0
-    assert "-5.20" in outcome.table
-    assert "2 -> 1" in outcome.table
+# Baseline 97, 99: mean 98, sigma sqrt(2), 1 degree of freedom. Now varies as much: 2 of them. As
+# many standard errors sqrt(2) sqrt(1/2 + 1/2) may be lost as Student's t has at 1 - 0.018.
+@pytest.mark.parametrize(("step", "exit_code"), [(-0.01, 0), (0.01, 1)])
+def test_noisy_rows_may_fall_by_what_noise_explains(
+    tmp_path: Path, step: float, exit_code: int
+) -> None:
+    allowed = float(stats.t.ppf(1 - ALARM, 2)) * math.sqrt(2)
+    low = 98 - allowed - step
+    outcome = compare(tmp_path, measured(97.0, 99.0), measured(low - 1, low + 1))
+    assert outcome.exit_code == exit_code
+    assert outcome.lines[0].allowed == pytest.approx(allowed)
 
 
-def test_the_spread_is_pooled_over_rows(tmp_path: Path) -> None:
-    # variance 4 of three seeds, 0 of two: sigma = sqrt((2 * 4 + 1 * 0) / 3) = 1.633;
-    # three seeds may fall by 3 * 1.633 * sqrt(2/3) = 4, two by 3 * 1.633 = 4.899
+def test_rows_with_fewer_ok_seeds_may_fall_by_more(tmp_path: Path) -> None:
+    diverged = record(SEEDS[1], None, status="diverged")
+    now = [record(SEEDS[0], 92.0), diverged]
+    outcome = compare(tmp_path, measured(97.0, 99.0), now)
+    allowed = float(stats.t.ppf(1 - ALARM, 1)) * math.sqrt(2) * math.sqrt(1 / 2 + 1)
+    assert outcome.lines[0].allowed == pytest.approx(allowed)
+    assert outcome.exit_code == 3  # for the seed that diverged
+    assert "| 2 -> 1 |" in outcome.table
+
+
+def test_the_spread_is_pooled_over_the_rows_of_both_sides(tmp_path: Path) -> None:
+    # variance 4 of three seeds, 0 of two, and both once more: sigma = sqrt(2 (2 * 4 + 1 * 0) / 6)
     noisy = measured(96.0, 98.0, 100.0)
     quiet = [record(spec("snip", seed=seed), 98.0) for seed in range(2)]
     fallen = [record(spec("snip", seed=seed), 93.2) for seed in range(2)]
     outcome = compare(tmp_path, [*noisy, *quiet], [*noisy, *fallen])
     assert outcome.exit_code == 0
-    assert "-4.00" in outcome.table
-    assert "-4.90" in outcome.table
-    assert "sigma, pooled over the baseline's rows: 1.633" in outcome.table
+    sigma = math.sqrt(16 / 6)
+    critical = float(stats.t.ppf(math.sqrt(1 - ALARM), 6))  # so that neither of two rows exceeds it
+    assert [line.allowed for line in outcome.lines] == pytest.approx(
+        [critical * sigma * math.sqrt(2 / 3), critical * sigma]
+    )
+    assert f"{critical:.2f} sigma sqrt(1/n + 1/m); sigma, of one run" in outcome.table
+    assert "1.633 (6 degrees of freedom)" in outcome.table
+
+
+def test_what_broke_does_not_widen_its_own_tolerance(tmp_path: Path) -> None:
+    steady = [98.0, 98.2, 97.9, 98.1, 98.3]
+    before = [record(spec(m, seed=s), v) for m in "abcd" for s, v in enumerate(steady)]
+    wild = [98.0, 20.0, 98.0, 60.0, 98.0]
+    now = [one if one.spec.method != "d" else None for one in before]
+    now = [one for one in now if one] + [record(spec("d", seed=s), v) for s, v in enumerate(wild)]
+    outcome = compare(tmp_path, before, now)
+    assert outcome.exit_code == 1
+    assert outcome.lines[-1].reasons == ("accuracy fell",)
+    assert outcome.tolerance.noise is not None
+    assert outcome.tolerance.noise.sd == pytest.approx(stats.tstd(steady))
+    assert outcome.tolerance.noise.freedom == 7 * 4
+
+
+def test_a_row_that_always_spread_more_is_held_to_its_own_spread(tmp_path: Path) -> None:
+    steady, wide = [98.0, 98.2, 97.9, 98.1, 98.3], [90.0, 60.0, 75.0, 80.0, 70.0]
+    calm = [record(spec(m, seed=s), v) for m in "abcdefgh" for s, v in enumerate(steady)]
+    loose = [record(spec("wide", seed=s), v) for s, v in enumerate(wide)]
+    lower = [record(one.spec, (one.top1 or 0) - 5) for one in loose]
+    outcome = compare(tmp_path / "wide", [*calm, *loose], [*calm, *lower])
+    assert outcome.exit_code == 0
+    assert outcome.tolerance.noise is not None
+    assert outcome.tolerance.noise.sd == pytest.approx(stats.tstd(steady))
+    assert [line.own_sigma for line in outcome.lines] == [False] * 8 + [True]
+    assert "as they spread more than the suite: wide, lenet, 90." in outcome.table
+    fallen = [record(one.spec, (one.top1 or 0) - 1) for one in calm]
+    assert compare(tmp_path / "calm", [*calm, *loose], [*fallen, *loose]).exit_code == 1
 
 
 @pytest.mark.parametrize(
@@ -102,9 +161,15 @@ def test_a_cell_that_went_wrong_fails_the_check(tmp_path: Path, status: str) -> 
     assert f"seed 1 {status}" in outcome.table
 
 
-def test_a_cell_that_diverged_in_the_baseline_too_does_not_fail(tmp_path: Path) -> None:
+def test_a_cell_that_diverged_in_the_baseline_may_diverge_again(tmp_path: Path) -> None:
     both = [record(SEEDS[0], 98.0), record(SEEDS[1], None, status="diverged")]
     assert compare(tmp_path, both, both).exit_code == 0
+
+
+@pytest.mark.parametrize("status", ["invalid", "failed"])
+def test_a_cell_that_was_bad_in_the_baseline_too_never_passes(tmp_path: Path, status: str) -> None:
+    both = [record(SEEDS[0], 98.0), record(SEEDS[1], None, status=status)]
+    assert compare(tmp_path, both, both, specs=SEEDS).exit_code == 3
 
 
 def test_a_row_that_was_never_ok_is_not_compared(tmp_path: Path) -> None:
@@ -114,7 +179,13 @@ def test_a_row_that_was_never_ok_is_not_compared(tmp_path: Path) -> None:
     assert "not compared" in outcome.table
 
 
-@pytest.mark.parametrize("top1", [math.nan, None])
+def test_a_row_that_was_never_ok_must_still_be_run(tmp_path: Path) -> None:
+    bad = record(spec("snip"), None, status="diverged")
+    asked = [bad.spec, SEEDS[0]]
+    assert compare(tmp_path, [bad, *measured(98.0)], measured(98.0), specs=asked).exit_code == 4
+
+
+@pytest.mark.parametrize("top1", [math.nan, math.inf, None])
 def test_an_accuracy_that_is_no_number_never_passes(tmp_path: Path, top1: float | None) -> None:
     outcome = compare(tmp_path, measured(98.0), [record(SEEDS[0], top1)], floor=math.inf)
     assert outcome.exit_code == 3
@@ -132,9 +203,21 @@ def test_a_seed_that_was_not_run_is_missing(tmp_path: Path) -> None:
     assert "not run: 1 seed of the baseline" in outcome.table
 
 
+def test_a_seed_that_the_suite_no_longer_asks_for_is_missing(tmp_path: Path) -> None:
+    assert compare(tmp_path, measured(98.0, 98.0), measured(98.0)).exit_code == 4
+
+
 def test_records_of_nothing_that_the_baseline_knows_are_nothing_to_compare(tmp_path: Path) -> None:
     bad = record(SEEDS[0], None, status="diverged")
     assert compare(tmp_path, [bad], [bad]).exit_code == 4
+
+
+def test_a_folder_without_the_suite_misses_every_row(tmp_path: Path) -> None:
+    fill(tmp_path / "before", manifest(*SEEDS), *measured(98.0, 98.0))
+    (tmp_path / "empty").mkdir()
+    outcome = check(tmp_path / "empty", None, write_baseline(tmp_path / "before", SUITE))
+    assert outcome.exit_code == 4
+    assert "| missing " in outcome.table
 
 
 def test_the_worst_row_decides(tmp_path: Path) -> None:
@@ -150,6 +233,13 @@ def test_new_rows_are_shown_and_do_not_matter(tmp_path: Path) -> None:
     assert "| new " in outcome.table
 
 
+def test_a_new_row_that_went_wrong_fails_the_check(tmp_path: Path) -> None:
+    bad = record(spec("snip"), None, status="invalid")
+    outcome = compare(tmp_path, measured(98.0), [*measured(98.0), bad])
+    assert outcome.exit_code == 3
+    assert "new; seed 0 invalid" in outcome.table
+
+
 def test_a_new_version_of_a_method_is_compared_and_told(tmp_path: Path) -> None:
     newer = record(spec(method_version=2), 90.0)
     outcome = compare(tmp_path, measured(98.0), [newer])
@@ -157,38 +247,120 @@ def test_a_new_version_of_a_method_is_compared_and_told(tmp_path: Path) -> None:
     assert "1 row with other keys than in the baseline" in outcome.table
 
 
-def test_a_baseline_names_its_keys_counts_and_accuracy(tmp_path: Path) -> None:
-    fill(tmp_path, manifest(*SEEDS), *measured(97.0, 99.0))
-    (row,) = json.loads(write_baseline(tmp_path, SUITE))["rows"]
-    assert (row["label"], row["spec"]["model"], row["spec"]["sparsity"]) == ("rigl", "lenet", 0.9)
-    assert (row["n"], row["top1"], row["deviation"]) == (2, 98.0, pytest.approx(math.sqrt(2)))
-    assert [(cell["key"], cell["nonzero"], cell["macs"]) for cell in row["cells"]] == [
-        (one.key, 280, 20_000) for one in SEEDS
-    ]
+def test_a_row_is_found_though_the_cell_that_its_masks_come_from_has_another_key(
+    tmp_path: Path,
+) -> None:
+    before, now = (record(spec("random", source=key)) for key in ("a" * 12, "b" * 12))
+    assert compare(tmp_path, [before], [now]).exit_code == 0
 
 
-def test_a_suite_without_records_makes_no_baseline(tmp_path: Path) -> None:
-    fill(tmp_path, manifest(*SEEDS))
-    with pytest.raises(RecordError, match="sparsebench run demo"):
-        write_baseline(tmp_path, SUITE)
+# Training took 12 s in the baseline
+@pytest.mark.parametrize(
+    ("seconds", "tolerance", "exit_code"), [(99.0, None, 0), (14.9, 0.25, 0), (15.1, 0.25, 1)]
+)
+def test_times_are_shown_and_fail_only_where_it_is_asked_for(
+    tmp_path: Path, seconds: float, tolerance: float | None, exit_code: int
+) -> None:
+    slow = record(SEEDS[0], times=Times(seconds, 1.0, 0.5, "2025-01-01T00:00:00Z"))
+    limits = {} if tolerance is None else {"time": tolerance}
+    outcome = compare(tmp_path, measured(98.0), [slow], **limits)
+    assert outcome.exit_code == exit_code
+    assert f"12.00 -> {seconds:.2f}" in outcome.table
+
+
+def test_times_of_a_baseline_that_has_none_cannot_be_held_to(tmp_path: Path) -> None:
+    fill(tmp_path, manifest(SEEDS[0]), *measured(98.0))
+    text = write_baseline(tmp_path, SUITE).replace(b'"seconds": 12.0', b'"seconds": null')
+    assert check(tmp_path, SUITE, text).exit_code == 0
+    with pytest.raises(RecordError, match=r"old\.json: no times"):
+        check(tmp_path, SUITE, text, "old.json", Limits(time=0.5))
+
+
+@pytest.mark.parametrize("limits", [{"floor": math.nan}, {"floor": -1.0}, {"time": math.nan}])
+def test_a_limit_is_no_less_than_nothing(limits: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="must be 0 or more"):
+        Limits(**limits)
+
+
+def test_a_long_table_shows_only_what_is_not_fine(tmp_path: Path) -> None:
+    before = [record(spec(f"m{number}")) for number in range(SHOWN + 1)]
+    outcome = compare(tmp_path, before, [record(before[0].spec, 50.0), *before[1:]])
+    assert "accuracy fell" in outcome.table
+    assert "| m1 " not in outcome.table
+    assert f"{SHOWN + 1} rows: 1 regressed, {SHOWN} fine." in outcome.table
+    assert len(outcome.lines) == SHOWN + 1
+
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command; gives its exit status, output and error output."""
+
+    def called(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sparsebench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return called
+
+
+def test_the_commands_write_a_baseline_and_check_against_it(tmp_path: Path, run: Command) -> None:
+    file = tmp_path / "base.json"
+    fill(tmp_path / "r", manifest(*SEEDS), *measured(97.0, 99.0))
+    code, out, err = run("baseline", "--records", tmp_path / "r", "--out", file)
+    assert code == 0
+    assert out.startswith(f"{file}\nsmallest drop that a check can find (probability 95%, 2 seeds")
+    assert "warning: 1 of 1 rows have fewer than 5 seeds that are ok (least: 2)" in err
+    for suite in ([], [SUITE], [f"{SUITE}.toml"]):
+        code, out, _ = run("check", *suite, "--records", tmp_path / "r", "--baseline", file)
+        assert (code, out.startswith("## demo: fine\n")) == (0, True)
+
+
+def test_the_check_prints_json_for_programs(tmp_path: Path, run: Command) -> None:
+    file = tmp_path / "base.json"
+    fill(tmp_path / "r", manifest(*SEEDS), *measured(97.0, 99.0))
+    fill(tmp_path / "now", manifest(*SEEDS), *measured(80.0, 82.0))
+    run("baseline", "--records", tmp_path / "r", "--out", file)
+    code, out, _ = run("check", "--records", tmp_path / "now", "--baseline", file, "--json")
+    found = json.loads(out)
+    assert (code, found["exit_code"], found["status"]) == (1, 1, "regressed")
+    (row,) = found["rows"]
+    assert (row["before"], row["now"], row["difference"]) == (98.0, 81.0, -17.0)
+    assert (row["reasons"], row["n"], found["freedom"]) == (["accuracy fell"], 2, 2)
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("arguments", "text"),
     [
-        ('"n": 1', '"n": 0'),
-        ('"n": 1', '"n": "one"'),
-        ('"schema": 1', '"schema": 7'),
-        ('"suite": "demo"', '"suite": "other"'),
-        ('"epochs": 10.0', '"epochs": -1'),
-        ("}", ""),
+        (["check", "--baseline", "absent.json"], "absent.json: cannot read the baseline"),
+        (["check", "other", "--baseline", "base.json"], "baseline of suite 'demo'"),
+        (["check", "--baseline", "base.json", "--records", "absent"], "no such file"),
+        (["baseline", "--records", "absent", "--out", "new.json"], "absent: no records"),
+        (["baseline", "--records", "r", "--out", "r"], "--out r: cannot write there"),
     ],
 )
-def test_a_damaged_baseline_is_an_error_that_names_the_file(
-    tmp_path: Path, old: str, new: str
+def test_wrong_input_is_a_usage_error(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Command,
+    arguments: list[str],
+    text: str,
 ) -> None:
-    fill(tmp_path, manifest(SEEDS[0]), *measured(98.0))
-    text = write_baseline(tmp_path, SUITE).decode()
-    assert old in text
-    with pytest.raises(RecordError, match=r"here\.json"):
-        check(tmp_path, SUITE, text.replace(old, new).encode(), where="here.json")
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "r", manifest(*SEEDS), *measured(97.0, 99.0))
+    Path("base.json").write_bytes(write_baseline(tmp_path / "r", SUITE))
+    code, _, err = run(*arguments)
+    assert (code, text in err) == (2, True), err
+
+
+def test_a_folder_of_several_suites_asks_which(tmp_path: Path, run: Command) -> None:
+    fill(tmp_path, manifest(*SEEDS), *measured(97.0, 99.0))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "suite.json").write_text("{}")
+    code, _, err = run("baseline", "--records", tmp_path, "--out", tmp_path / "b.json")
+    assert code == 2
+    assert "records of 2 suites (demo, other); name the suite" in err

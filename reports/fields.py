@@ -1,0 +1,222 @@
+"""What a table can show of a cell: one measured figure each, and its like in a paper."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
+
+from bench.record import LayerCount, Record
+from reports.aggregate import Row
+from reports.papers import PublishedCell
+
+Value = Callable[[Record, Record], float | None]
+"""A figure of a record, and of the dense one of its seed where `of` is not `row`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One figure.
+
+    Attributes:
+        header: of its column.
+        value: of one seed; None where it was not measured.
+        published: the text of its like in a paper; empty where there is none.
+        form: how one is written; empty: with the digits of the table.
+        better: which of several is best; empty: none is.
+        of: whose figure it is: the row's own, its dense network's, or both's of the same seed.
+        counted: known of seeds that are not `ok`, too, and shown without a deviation.
+        deviates: a paper's deviation belongs to it.
+        layers: it needs the records' layers, which brief ones lack.
+        words: a text instead of a number.
+    """
+
+    header: str
+    value: Value
+    published: Callable[[PublishedCell], str]
+    form: str = ""
+    better: Literal["higher", "lower", ""] = ""
+    of: Literal["row", "dense", "both"] = "row"
+    counted: bool = False
+    deviates: bool = False
+    layers: bool = False
+    words: Callable[[Sequence[Record]], str] | None = None
+
+    def samples(self, row: Row | None, dense: Row | None) -> dict[int, float]:
+        """The figure of each seed that has it."""
+        own, base = self.by_seed(row), self.by_seed(dense)
+        pairs = {
+            "row": {seed: (record, record) for seed, record in own.items()},
+            "dense": {seed: (record, record) for seed, record in base.items()},
+            "both": {seed: (own[seed], base[seed]) for seed in own if seed in base},
+        }[self.of]
+        values = {seed: self.value(*pair) for seed, pair in pairs.items()}
+        return {seed: value for seed, value in values.items() if value is not None}
+
+    def by_seed(self, row: Row | None) -> dict[int, Record]:
+        """The records that it is taken from."""
+        records = () if row is None else row.measured if self.counted else row.ok
+        return {record.spec.seed: record for record in records}
+
+
+def error(record: Record, _: Record) -> float | None:
+    """Percent of the test images that are told wrong."""
+    return None if record.top1 is None else 100 - record.top1
+
+
+def difference(record: Record, dense: Record) -> float | None:
+    """Accuracy less the dense network's."""
+    return None if record.top1 is None or dense.top1 is None else record.top1 - dense.top1
+
+
+def difference_top5(record: Record, dense: Record) -> float | None:
+    """The same of the five likeliest classes."""
+    return None if record.top5 is None or dense.top5 is None else record.top5 - dense.top5
+
+
+def reached(record: Record, _: Record) -> float | None:
+    """Percent of all parameters that are zero: biases and normalisation count."""
+    counts = record.counts
+    return None if counts is None else 100 * (1 - counts.nonzero / counts.parameters)
+
+
+def remaining(record: Record, _: Record) -> float | None:
+    """P_m: percent of all weights that masks keep; those that are never pruned count.
+
+    Source: Frankle & Carbin, 2019, section 2; biases and normalisation do not count.
+    """
+    counts, weights = record.counts, sum(layer.weights for layer in record.layers)
+    if counts is None or not weights:
+        return None
+    pruned = counts.prunable - kept(record)
+    return 100 * (1 - pruned / weights)
+
+
+def kept(record: Record) -> int:
+    """Prunable weights that the masks of the last phase keep."""
+    assert record.counts is not None
+    density = record.phases[-1].density if record.phases else None
+    return (
+        record.counts.prunable_nonzero
+        if density is None
+        else round(density * record.counts.prunable)
+    )
+
+
+def early_step(record: Record, _: Record) -> float | None:
+    """Step of least validation loss in the last phase."""
+    least = record.phases[-1].least if record.phases else None
+    return None if least is None else least.step
+
+
+def early_accuracy(record: Record, _: Record) -> float | None:
+    """Test accuracy at that step."""
+    least = record.phases[-1].least if record.phases else None
+    return None if least is None else least.top1
+
+
+def parameters(record: Record, _: Record) -> float | None:
+    """Millions of parameters that are not zero."""
+    return None if record.counts is None else record.counts.nonzero / 1e6
+
+
+def macs(record: Record, _: Record) -> float | None:
+    """Multiply-adds left for one image."""
+    return None if record.counts is None else record.counts.macs
+
+
+def expected_macs(record: Record, _: Record) -> float | None:
+    """Multiply-adds for one image that random gates leave on average."""
+    return None if record.expected is None else record.expected.macs
+
+
+def architecture(records: Sequence[Record]) -> str:
+    """Units that each layer has left, such as `219-214-100`; the mean over seeds.
+
+    As Louizos et al. (2018) write it: inputs of linear layers, filters of convolutions.
+    """
+    found = [[units(layer) for layer in record.layers if layer.prunable] for record in records]
+    known = [[n for n in layers if n is not None] for layers in found if None not in layers]
+    if not known or not known[0]:
+        return ""
+    return "-".join(f"{statistics.fmean(column):.0f}" for column in zip(*known, strict=True))
+
+
+def units(layer: LayerCount) -> int | None:
+    """Inputs of a linear layer, filters of a convolution, that live; None where not counted."""
+    if layer.live_units is None:
+        return None
+    filters, inputs = layer.live_units
+    return inputs if len(layer.shape) == 2 else filters
+
+
+def less(first: str, second: str) -> str:
+    """The difference of two published figures, with all of their digits."""
+    return f"{Decimal(first) - Decimal(second):+}" if first and second else ""
+
+
+def other(percent: str) -> str:
+    """An accuracy that was published as an error, or the other way round."""
+    return str(100 - Decimal(percent)) if percent else ""
+
+
+FIELDS: dict[str, Field] = {
+    "accuracy": Field(
+        "top-1 %",
+        lambda record, _: record.top1,
+        lambda cell: cell.top1 or other(cell.error),
+        better="higher",
+        deviates=True,
+    ),
+    "error": Field(
+        "error %", error, lambda c: c.error or other(c.top1), better="lower", deviates=True
+    ),
+    "dense": Field(
+        "dense top-1 %", lambda record, _: record.top1, lambda c: c.dense_top1, of="dense"
+    ),
+    "difference": Field(
+        "difference",
+        difference,
+        lambda c: less(c.top1, c.dense_top1),
+        form="+.2f",
+        better="higher",
+        of="both",
+    ),
+    "top5": Field("top-5 %", lambda record, _: record.top5, lambda c: c.top5, better="higher"),
+    "dense_top5": Field(
+        "dense top-5 %", lambda record, _: record.top5, lambda c: c.dense_top5, of="dense"
+    ),
+    "difference_top5": Field(
+        "difference of top-5",
+        difference_top5,
+        lambda c: less(c.top5, c.dense_top5),
+        form="+.2f",
+        better="higher",
+        of="both",
+    ),
+    "reached": Field(
+        "reached ratio %", reached, lambda c: c.reached.removesuffix("%"), ".1f", counted=True
+    ),
+    "parameters": Field(
+        "parameters left, millions", parameters, lambda c: c.parameters, ".2f", counted=True
+    ),
+    "macs": Field("MACs left", macs, lambda _: "", ",.0f", counted=True),
+    "expected_macs": Field("MACs expected", expected_macs, lambda _: "", ",.0f", counted=True),
+    "architecture": Field(
+        "architecture",
+        lambda *_: None,
+        lambda c: c.architecture,
+        counted=True,
+        layers=True,
+        words=architecture,
+    ),
+    "remaining": Field("P_m %", remaining, lambda _: "", ".1f", counted=True, layers=True),
+    "early_step": Field("early-stopping iteration", early_step, lambda _: "", ",.0f"),
+    "early_accuracy": Field("top-1 % there", early_accuracy, lambda _: ""),
+    "multiple": Field(
+        "budget multiple", lambda record, _: record.multiple, lambda _: "", ".2f", counted=True
+    ),
+}
+"""Every figure that a table's spec may name."""

@@ -1,0 +1,142 @@
+"""The leaderboard in markdown: a table a model, the method that does best overall on top."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from bench.errors import UsageError
+from bench.store import Store
+from reports.aggregate import Row, aggregate, mean, model_text
+from reports.by_sparsity import TOP_K, cell, line_name, multiples, place, sparsity_text
+from reports.folders import stores
+from reports.footnotes import MARKS, environments, plural, shared_conditions
+from reports.markdown import section
+
+BEGIN, END = "<!-- leaderboard: begin -->", "<!-- leaderboard: end -->"
+"""The lines of a document between which it stands."""
+
+Line = Mapping[str, Row]
+"""The rows of one method on one model, by the sparsity asked for."""
+
+
+def leaderboard(root: Path) -> str:
+    """The tables of all suites under a folder of records; the same text for the same records.
+
+    Raises:
+        RecordError: there are none, or one is damaged; names the file.
+    """
+    return "\n".join(board for store in stores(root).values() for board in boards(store))
+
+
+def boards(store: Store) -> Iterator[str]:
+    """The tables of one suite, one for each model."""
+    manifest = store.manifest()
+    rows = aggregate(manifest, store.records(brief=True)).rows
+    models: dict[str, list[Row]] = {}
+    for row in rows:
+        # A narrower network stands for a sparse one of the model.
+        model = row.spec.model if row.smaller else model_text(row.spec)
+        models.setdefault(model, []).append(row)
+    for model, found in models.items():
+        title = f"{manifest.title or manifest.suite} ({manifest.suite}, {model})"
+        yield board(title, found)
+
+
+def board(title: str, rows: Sequence[Row]) -> str:
+    """One table with what it needs to be read."""
+    lines: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        lines.setdefault(line_name(row), {})[sparsity_text(row)] = row
+    columns = sorted({text for line in lines.values() for text in line}, key=place)
+    best = {text: best_of(text, lines.values()) for text in columns}
+    gaps = {name: behind(line, best) for name, line in lines.items()}
+    ordered = sorted(lines, key=lambda name: rank(lines[name], gaps[name]))
+    table = [
+        [
+            name,
+            seeds(lines[name].values()),
+            *(shown(lines[name], text, best[text]) for text in columns),
+            "" if (gap := gaps[name]) is None else f"{gap:.2f}",
+            multiples(dict(lines[name])),
+        ]
+        for name in ordered
+    ]
+    headers = ["method", "n", *columns, "behind the best", "budget multiple"]
+    return section(f"{title}: top-1 % by sparsity %", headers, table, {"method"}, notes(rows))
+
+
+def best_of(text: str, lines: Iterable[Line]) -> float | None:
+    """The best mean accuracy of a column in which methods meet at one sparsity."""
+    found = [line[text].top1 for line in lines if text in line]
+    known = [value for value in found if value is not None]
+    return max(known) if text != "penalty" and len(known) > 1 else None
+
+
+def behind(line: Line, best: Mapping[str, float | None]) -> float | None:
+    """Points behind the best of each column, averaged over those that the method has.
+
+    None where one of its cells has no accuracy: who fails at the hardest sparsity gains nothing.
+    """
+    found = [(best[text], row.top1) for text, row in line.items()]
+    return mean([None if own is None else top - own for top, own in found if top is not None])
+
+
+def rank(line: Line, gap: float | None) -> tuple[bool, float]:
+    """Dense networks first, then by the gap; what met no other method stands last."""
+    dense = all(row.spec.method == "dense" and not row.smaller for row in line.values())
+    return (not dense, math.inf if gap is None else gap)
+
+
+def shown(line: Line, text: str, best: float | None) -> str:
+    """A cell, bold where it is the best of its column."""
+    if text not in line:
+        return ""
+    found = cell(line[text])
+    return f"**{found}**" if best is not None and line[text].top1 == best else found
+
+
+def seeds(rows: Iterable[Row]) -> str:
+    """Seeds with a record, from the fewest to the most."""
+    counts = sorted({len(row.finished) for row in rows})
+    return " to ".join(str(count) for count in dict.fromkeys([counts[0], counts[-1]]))
+
+
+def notes(rows: Sequence[Row]) -> Iterator[str]:
+    """What the figures are, where they come from, and what their marks mean."""
+    yield (
+        "accuracy on the test set after the last step, mean ± standard deviation over n seeds; "
+        "bold: the highest mean of a column, which a few seeds need not tell from the next."
+    )
+    yield (
+        "behind the best: points behind the highest mean of a column, averaged over the columns "
+        "that the method has; the order of the table. Empty where one of them has no accuracy."
+    )
+    yield from shared_conditions(rows)
+    yield from environments(rows)
+    if any(line_name(row).endswith(TOP_K) for row in rows):
+        yield "`by top-k`: a penalty trains; a last ranking by its own importance lands there."
+    statuses = [status for row in rows for status in row.statuses]
+    yield from (text for status, text in MARKS.items() if status in statuses)
+    if dead := sum(bool(row.dead) for row in rows):
+        yield f"dead: a layer was emptied, in {plural(dead, 'row')}."
+    if missing := statuses.count("missing") + statuses.count("skipped"):
+        yield f"`-`: not run; {plural(missing, 'cell')} without a record."
+
+
+def placed(document: str, text: str, where: str) -> str:
+    """A document with the text between its two marks.
+
+    Raises:
+        UsageError: the marks are not there, once each and in order; names `where`.
+    """
+    lines = document.split("\n")
+    marks = [number for number, line in enumerate(lines) if line in (BEGIN, END)]
+    if [lines[number] for number in marks] != [BEGIN, END]:
+        raise UsageError(
+            f"{where}: no place for the leaderboard; it stands between the lines `{BEGIN}` and "
+            f"`{END}`, each there once."
+        )
+    first, last = marks
+    return "\n".join([*lines[: first + 1], "", *text.strip().split("\n"), "", *lines[last:]])

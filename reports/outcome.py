@@ -1,0 +1,191 @@
+"""The answer of a check: value objects, the table for people and the same for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from bench.errors import UsageError
+from reports.footnotes import plural
+from reports.markdown import section
+from reports.tolerance import Tolerance
+
+Status = Literal["fine", "regressed", "failed", "nothing"]
+EXIT_CODES: dict[Status, int] = {"failed": 3, "regressed": 1, "nothing": 4, "fine": 0}
+"""Worst first: a suite is as bad as its worst row."""
+
+SHOWN = 100
+"""Rows up to which a table shows those that are fine too: a comment holds 65,536 characters."""
+
+WORDS = {"method", "model", "verdict"}
+FIGURES = ("sparsity asked %", "n", "baseline", "now", "difference", "allowed", "train seconds")
+HEADERS = ("method", "model", *FIGURES, "verdict")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the caller of a check sets.
+
+    Attributes:
+        floor: points of accuracy that a row may always fall; None for the tolerance's own.
+        time: fraction by which training may take longer, such as 0.25; None: times do not matter.
+    """
+
+    floor: float | None = None
+    time: float | None = None
+
+    def __post_init__(self) -> None:
+        for option, value in {"--floor": self.floor, "--time-tolerance": self.time}.items():
+            if value is not None and not value >= 0:
+                raise UsageError(f"{option} {value}: must be 0 or more.")
+
+
+DEFAULTS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One row of the baseline beside the row that answers the same question now.
+
+    Attributes:
+        method: label, with the options.
+        asked: sparsity in percent, as tables name it.
+        status: None where the row is shown and holds the suite to nothing.
+        reasons: for the status, in words.
+        n_before: seeds that are ok in the baseline; `n` now.
+        before: mean accuracy in percent in the baseline; `now` now.
+        allowed: points that the mean may fall; None where no means are compared.
+        seconds_before: mean training seconds of a seed in the baseline; `seconds` now.
+        other_keys: a seed has another key than in the baseline.
+        own_sigma: the row spreads more than the suite, and `allowed` goes by its own sigma.
+    """
+
+    method: str
+    model: str
+    asked: str
+    status: Status | None
+    reasons: tuple[str, ...]
+    n_before: int = 0
+    n: int = 0
+    before: float | None = None
+    now: float | None = None
+    allowed: float | None = None
+    seconds_before: float | None = None
+    seconds: float | None = None
+    other_keys: bool = False
+    own_sigma: bool = False
+
+    @property
+    def difference(self) -> float | None:
+        """Points that the mean rose."""
+        return None if self.before is None or self.now is None else self.now - self.before
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Answer of a check.
+
+    Attributes:
+        tolerance: what the means were held to, but for rows with `own_sigma`.
+        places: what the baseline was measured on, and what the records were.
+    """
+
+    suite: str
+    status: Status
+    lines: tuple[Line, ...]
+    tolerance: Tolerance
+    limits: Limits
+    places: tuple[tuple[str, ...], tuple[str, ...]]
+
+    @property
+    def exit_code(self) -> int:
+        """Exit status of the command line."""
+        return EXIT_CODES[self.status]
+
+    @property
+    def table(self) -> str:
+        """A markdown table of every row, fit for a comment on a pull request."""
+        shown = self.lines
+        if len(shown) > SHOWN:
+            shown = tuple(line for line in shown if line.status != "fine")
+        title = f"{self.suite}: {self.status}"
+        return section(title, HEADERS, [cells(line) for line in shown], WORDS, notes(self))
+
+    def as_dict(self) -> dict[str, object]:
+        """The same for programs; see `Line` and `Tolerance` for the names."""
+        sigma = self.tolerance.noise
+        rows = [dataclasses.asdict(one) | {"difference": one.difference} for one in self.lines]
+        return {
+            "suite": self.suite,
+            "status": self.status,
+            "exit_code": self.exit_code,
+            "sigma": sigma.sd if sigma else None,
+            "freedom": sigma.freedom if sigma else 0,
+            "critical": self.tolerance.critical,
+            "floor": self.tolerance.floor,
+            "time_tolerance": self.limits.time,
+            "rows": rows,
+        }
+
+
+def cells(line: Line) -> list[str]:
+    """One line of the table."""
+    allowed = None if line.allowed is None else -line.allowed
+    figures = [number(line.before), number(line.now), number(line.difference, "+"), number(allowed)]
+    seconds = f"{number(line.seconds_before)} -> {number(line.seconds)}"
+    verdict = "; ".join(line.reasons) or "fine"
+    seeds = f"{line.n_before} -> {line.n}"
+    return [line.method, line.model, line.asked, seeds, *figures, seconds, verdict]
+
+
+def number(value: float | None, sign: str = "") -> str:
+    """Two decimals, or the mark for what was not measured."""
+    return "-" if value is None else format(value, f"{sign}.2f")
+
+
+def notes(outcome: Outcome) -> Iterator[str]:
+    """What the columns mean and what limits the comparison."""
+    counted = Counter(line.status or "not compared" for line in outcome.lines)
+    parts = ", ".join(f"{count} {status}" for status, count in counted.items())
+    yield f"{plural(len(outcome.lines), 'row')}: {parts or 'nothing to compare'}."
+    if len(outcome.lines) > SHOWN and counted["fine"]:
+        yield "rows that are fine are not shown."
+    yield "n: seeds that are ok, in the baseline -> now; accuracy is their mean."
+    yield allowed_note(outcome.tolerance)
+    if own := [
+        f"{line.method}, {line.model}, {line.asked}" for line in outcome.lines if line.own_sigma
+    ]:
+        yield f"held to a sigma of their own, as they spread more than the suite: {'; '.join(own)}."
+    yield "parameters left and MACs must be equal, seed by seed."
+    yield from time_notes(outcome)
+    if other := sum(line.other_keys for line in outcome.lines):
+        rows = plural(other, "row")
+        yield f"{rows} with other keys than in the baseline: a version, recipe or data changed."
+
+
+def allowed_note(tolerance: Tolerance) -> str:
+    """How the column `allowed` comes about."""
+    if tolerance.noise is None:
+        return (
+            f"allowed: {tolerance.floor:g} points; "
+            "no row of the baseline has two seeds to know noise from."
+        )
+    return (
+        f"allowed: the larger of {tolerance.floor:g} points and "
+        f"{tolerance.critical:.2f} sigma sqrt(1/n + 1/m); sigma, of one run, pooled over the rows: "
+        f"{tolerance.noise.sd:.3f} ({tolerance.noise.freedom} degrees of freedom)."
+    )
+
+
+def time_notes(outcome: Outcome) -> Iterator[str]:
+    """What the column of seconds is held to, and whether it compares at all."""
+    if outcome.limits.time is None:
+        yield "train seconds, of one seed: shown, held to nothing (see --time-tolerance)."
+    else:
+        yield f"train seconds, of one seed: may rise by {outcome.limits.time:.0%}."
+    before, now = outcome.places
+    if before and now and before != now:
+        yield f"measured on {' and '.join(now)}; the baseline on {' and '.join(before)}."

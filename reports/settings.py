@@ -1,0 +1,72 @@
+"""Rows that may share a figure: one model, data set, recipe, budget, preset and initial weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.spec import Options
+from reports.aggregate import Row, mean_count, model_text, name_text
+from reports.by_sparsity import line_name
+from reports.footnotes import CONDITIONS, varies
+
+
+def settings(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of each setting, by a text such as `lenet_300_100 on mnist`."""
+    told = [name for name, text in CONDITIONS.items() if varies(rows, text)]
+    if len({row.spec.dataset for row in rows}) > 1 and "data set" in told:
+        told.remove("data set")  # its name, which is told anyway, is shorter than its hash
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        texts = [CONDITIONS[name](row.spec) for name in told]
+        about = ", ".join([f"{full_model(row, rows)} on {row.spec.dataset}", *texts])
+        found.setdefault(about, []).append(row)
+    return found
+
+
+def full_model(row: Row, rows: Sequence[Row]) -> str:
+    """The row's model; for a narrower network, the one that its ratios count against."""
+    if not row.smaller:
+        return model_text(row.spec)
+    wide = [
+        other
+        for other in rows
+        if not other.smaller and but_width(other) == but_width(row) and other.finished
+    ]
+    same = [other for other in wide if parameters(other) == parameters(row)]
+    return model_text(([row])[0].spec)
+
+
+def but_width(row: Row) -> tuple[str, Options]:
+    """The row's model without its width."""
+    spec = row.spec
+    return spec.model, tuple((name, value) for name, value in spec.model_options if name != "width")
+
+
+def parameters(row: Row) -> float | None:
+    """Parameters of the network that the row's ratios count against."""
+    return mean_count(row, lambda counts: counts.parameters)
+
+
+def is_dense(row: Row) -> bool:
+    """Whether the row is a baseline: the whole network, nothing of it pruned."""
+    return row.spec.method == "dense" and not row.smaller
+
+
+def lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of each method by its name in a legend; baselines are in none."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if not is_dense(row):
+            found.setdefault(line_name(row), []).append(row)
+    return found
+
+
+def left_out(rows: Sequence[Row]) -> list[str]:
+    """One note for each status that keeps seeds out of a figure; every row is named."""
+    notes = []
+    for status, said in (("diverged", "diverged"), ("invalid", "invalid"), ("missing", "not run")):
+        counts = [(row, row.statuses.count(status)) for row in rows]
+        named = [f"{name_text(row)} ({n} of {row.asked} seeds)" for row, n in counts if n]
+        if named:
+            notes.append(f"{said}, so not drawn: {'; '.join(named)}.")
+    return notes
