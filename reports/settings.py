@@ -33,7 +33,7 @@ def full_model(row: Row, rows: Sequence[Row]) -> str:
         if not other.smaller and but_width(other) == but_width(row) and other.finished
     ]
     same = [other for other in wide if parameters(other) == parameters(row)]
-    return model_text(([row])[0].spec)
+    return model_text((same or wide or [row])[0].spec)
 
 
 def but_width(row: Row) -> tuple[str, Options]:
