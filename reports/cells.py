@@ -48,6 +48,7 @@ class Cell:
         form: how a value is written.
         counted: the same for every seed, so that no deviation is shown.
         words: a text instead of a number.
+        is_baseline: it is the dense network's, which every table has.
         reasons: what differs from the paper's protocol.
         letters: where there is a published figure, one for each reason, or for "same protocol".
         rank: among those it is compared with; 1 is best. None where it is not compared.
@@ -60,6 +61,7 @@ class Cell:
     form: str = ".2f"
     counted: bool = False
     words: str = ""
+    is_baseline: bool = False
     published: Figure = Figure()
     reasons: tuple[str, ...] = ()
     letters: tuple[str, ...] = ()
@@ -121,8 +123,9 @@ class Grid:
 
     @property
     def has_records(self) -> bool:
-        """Whether any cell was run."""
-        return any(set(cell.statuses) - {"missing", "skipped"} for cell in self.cells())
+        """Whether any cell was run, dense networks aside."""
+        own = (cell for cell in self.cells() if not cell.is_baseline)
+        return any(set(cell.statuses) - {"missing", "skipped"} for cell in own)
 
     @property
     def has_published(self) -> bool:

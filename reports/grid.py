@@ -61,7 +61,9 @@ def build(spec: TableSpec, records: Path | Iterable[Found], statistics: bool = F
 
 
 def filled(sources: Iterable[Store]) -> Iterator[Grid]:
-    """Every table of ours in which these suites have a record; one that is ambiguous is left out.
+    """Every table of ours that these suites have more for than dense networks.
+
+    One that is ambiguous is left out: it takes a spec with filters of its own.
 
     Raises:
         RecordError: a record is damaged or was edited; names the file.
@@ -123,6 +125,7 @@ def cell_of(spec: TableSpec, asked: Asked) -> Cell:
         form=figure.form or f".{spec.digits}f",
         counted=figure.counted,
         words=words,
+        is_baseline=question.method == "dense" or figure.of == "dense",
         published=shown_figure(figure, question.published),
         reasons=tuple(reasons(spec, question, row)),
     )

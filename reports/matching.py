@@ -262,7 +262,7 @@ def ambiguous(spec: TableSpec, question: Question, candidates: Sequence[Candidat
     place = ", ".join(filter(None, (question.column, question.model, question.target)))
     return (
         f"{spec.where}: {place}: several rows of records fit ({'; '.join(texts)}). "
-        f"Say which in [filters] of the spec: {', '.join(tell)}."
+        f"Say which in [filters] of the spec: {', '.join(tell)}; or name one suite to report on."
     )
 
 

@@ -111,7 +111,8 @@ def difference(cell: Cell) -> str:
     value = cell.published.value
     if cell.difference is None or value is None:
         return "-"
-    return f"{cell.difference:+.{digits(value)}f}"
+    # Adding zero turns the -0.0 that rounding may leave into 0.0.
+    return f"{round(cell.difference, digits(value)) + 0.0:+.{digits(value)}f}"
 
 
 def digits(value: Decimal) -> int:

@@ -27,11 +27,7 @@ def full_model(row: Row, rows: Sequence[Row]) -> str:
     """The row's model; for a narrower network, the one that its ratios count against."""
     if not row.smaller:
         return model_text(row.spec)
-    wide = [
-        other
-        for other in rows
-        if not other.smaller and but_width(other) == but_width(row) and other.finished
-    ]
+    wide = [o for o in rows if not o.smaller and but_width(o) == but_width(row)]
     same = [other for other in wide if parameters(other) == parameters(row)]
     return model_text((same or wide or [row])[0].spec)
 

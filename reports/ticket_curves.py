@@ -102,7 +102,7 @@ def points(label: str, records: Sequence[Record], value: Value) -> Series:
     found: dict[float, list[float]] = {}
     for record in records:
         for phase in record.phases:
-            y = value(phase) 
+            y = value(phase) if phase.status == "ok" else None
             if phase.counts is not None and y is not None and math.isfinite(y):
                 left = 100 * phase.counts.prunable_nonzero / phase.counts.prunable
                 found.setdefault(left, []).append(y)

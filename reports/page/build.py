@@ -21,7 +21,7 @@ from reports.folders import stores
 from reports.footnotes import footnotes
 from reports.grid import filled
 from reports.page import libraries
-from reports.page.cells import BATCH, packed, rounded
+from reports.page.cells import BATCH, pack, packed, rounded
 from reports.page.tables import Table, table
 from reports.render import render as as_text
 from reports.series import KINDS
@@ -139,13 +139,13 @@ def content(one: Section) -> dict[str, Any]:
     }
 
 
-def drawn(charts: Mapping[str, Sequence[Chart]]) -> dict[str, list[dict[str, Any]]]:
-    """The charts without what already stands in the page, their figures rounded."""
-    return {name: [drawable(chart) for chart in found] for name, found in charts.items()}
+def drawn(charts: Mapping[str, Sequence[Chart]]) -> dict[str, str]:
+    """The charts of each kind, packed."""
+    return {name: pack([drawable(chart) for chart in found]) for name, found in charts.items()}
 
 
 def drawable(chart: Chart) -> dict[str, Any]:
-    """A chart as `page.js` draws it."""
+    """A chart as `page.js` draws it: without what stands in the page, its figures rounded."""
     fields = dataclasses.asdict(chart)
     for curve in fields["series"]:
         curve |= {name: [rounded(v) for v in curve[name]] for name in ("x", "y", "low", "high")}

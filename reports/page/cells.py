@@ -56,9 +56,9 @@ def packed(records: Iterable[Record]) -> Packed:
     return found
 
 
-def pack(cells: list[dict[str, Any]]) -> str:
-    """Text that the page's `unpack` reads; no character of it means anything to HTML."""
-    return base64.b64encode(zlib.compress(msgspec.json.encode(cells))).decode("ascii")
+def pack(things: list[dict[str, Any]]) -> str:
+    """Text that `unpacked` in page.js reads; no character of it means anything to HTML."""
+    return base64.b64encode(zlib.compress(msgspec.json.encode(things))).decode("ascii")
 
 
 def light(record: Record) -> Record:

@@ -13,6 +13,18 @@ function part(id) {
   return parts.get(id);
 }
 
+// What `pack` in cells.py packed; what was unpacked once is kept.
+const contents = new Map();
+
+async function unpacked(text) {
+  if (!contents.has(text)) {
+    const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+    contents.set(text, new Response(stream).json());
+  }
+  return contents.get(text);
+}
+
 function element(name, properties = {}, ...children) {
   const node = Object.assign(document.createElement(name), properties);
   node.append(...children);
@@ -214,27 +226,32 @@ function startPlots() {
       if (!isIntersecting) continue;
       seen.unobserve(target);
       const { suite, kind, place } = target.dataset;
-      draw(target, part(`plots-${suite}`)[kind][place]);
+      unpacked(part(`plots-${suite}`)[kind]).then((charts) => draw(target, charts[place]));
     }
   });
   document.querySelectorAll("[data-kind]").forEach((node) => seen.observe(node));
 }
 
+function redraw() {
+  for (const [node, chart] of drawn) node.isConnected ? draw(node, chart) : drawn.delete(node);
+}
+
 function followTheme() {
   document.documentElement.classList.toggle("dark", dark.matches); // DataTables looks at it
-  for (const [node, chart] of drawn) if (node.isConnected) draw(node, chart);
+  redraw();
+}
+
+function followWidth() {
+  let waiting;
+  addEventListener("resize", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(redraw, 150);
+  });
 }
 
 // ---- one cell --------------------------------------------------------------
 
 const dialog = byId("cell");
-
-async function unpack(number, place) {
-  const text = part(`cells-${number}`)[Math.floor(place / data.batch)];
-  const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return (await new Response(stream).json())[place % data.batch];
-}
 
 function facts(title, lines) {
   const list = element("dl");
@@ -309,7 +326,8 @@ async function showCell() {
   const place = data.suites[number]?.keys.indexOf(key) ?? -1;
   if (kind !== "cell" || place < 0) return dialog.close();
   const suite = data.suites[number];
-  const cell = await unpack(number, place);
+  const batch = part(`cells-${number}`)[Math.floor(place / data.batch)];
+  const cell = (await unpacked(batch))[place % data.batch];
   const charts = curves(cell).map((chart) => [element("div", { className: "plot" }), chart]);
   byId("cell-title").textContent = `${cell.label}, seed ${suite.seeds[place]}`;
   byId("cell-body").replaceChildren(
@@ -337,6 +355,7 @@ function startCells() {
 }
 
 followTheme();
+followWidth();
 dark.addEventListener("change", followTheme);
 startFilters(data.suites.map(drawTable));
 startPlots();

@@ -68,12 +68,10 @@ def test_a_click_on_a_header_sorts_by_value_and_what_was_not_run_stands_last(tab
 
 
 def test_the_keyboard_sorts_and_opens_and_closes_a_cell(tab):
-    header(tab, "method").focus()
+    header(tab, "method").locator(".dt-column-order").focus()
     tab.keyboard.press("Enter")
     tab.keyboard.press("Enter")
-    assert column(tab, "method") == ["snip", "set", "set", "rigl", "rigl"][:1] + ["set"] * 2 + [
-        "rigl"
-    ] * 2 or column(tab, "method") == ["set", "set", "snip", "rigl", "rigl"]
+    assert column(tab, "method") == ["snip", "set", "set", "rigl", "rigl"]
     tab.locator("#table-0 tbody a").first.focus()
     tab.keyboard.press("Enter")
     expect(tab.locator("#cell")).to_be_visible()

@@ -21,7 +21,7 @@ from reports.baseline import (
     write_baseline,
 )
 from reports.regress import check
-from reports.tolerance import POWER, Tolerance, noise
+from reports.tolerance import POWER, Tolerance, noise, tolerances
 from tests.reports.records import SUITE, fill, manifest, record, spec
 
 SEEDS = [spec(seed=seed) for seed in range(2)]
@@ -138,6 +138,17 @@ def test_a_baseline_says_which_rows_spread_too_much_to_find_anything(tmp_path: P
     wide = [record(spec("wide", seed=seed), 10.0 * (seed + 1)) for seed in range(5)]
     _, text = reach(made(tmp_path, *steady, *wide))
     assert text == "wide, lenet, 90, spreads more: finds none"
+
+
+def test_rows_near_collapse_do_not_hide_what_the_others_lose() -> None:
+    # the figures that reports/README.md gives of the committed records
+    rows = make_baseline(Path(__file__).parents[2] / "reports" / "records", "mnist-lenet").rows
+    spreads = [(row.n, row.deviation) for row in rows]
+    everything, (suite, of_rows) = noise(spreads), tolerances(spreads, spreads)
+    assert everything is not None
+    assert suite.noise is not None
+    assert (round(everything.sd, 3), round(suite.noise.sd, 3)) == (1.911, 0.125)
+    assert sum(tolerance is not suite for tolerance in of_rows) == 11
 
 
 def test_a_baseline_of_single_seeds_cannot_say(tmp_path: Path) -> None:

@@ -101,7 +101,8 @@ def test_rows_that_differ_in_a_condition_are_ambiguous_and_the_error_says_what_t
         build(own(), [one, other])
     assert str(error.value) == (
         "own.toml: rigl, lenet, 90%: several rows of records fit (suite demo, epochs 10.0; "
-        "suite short, epochs 1.0). Say which in [filters] of the spec: suite, epochs."
+        "suite short, epochs 1.0). Say which in [filters] of the spec: suite, epochs; or name one "
+        "suite to report on."
     )
     for more in ("filters.epochs = 1", 'filters.suite = "short"'):
         assert means(build(own(more=more), [one, other])) == [[80.0, None]]
@@ -129,7 +130,7 @@ def test_a_question_that_was_never_run_makes_none_ambiguous(own):
 
 
 def test_versions_of_a_method_are_never_mixed(own):
-    with pytest.raises(Ambiguous, match="version of the method 1; .*version of the method 2"):
+    with pytest.raises(Ambiguous, match=r"version of the method 1; .*version of the method 2"):
         build(own(), [found([record(spec()), record(spec(method_version=2))])])
 
 

@@ -159,6 +159,17 @@ def test_a_narrower_network_stands_in_the_chart_of_the_full_width() -> None:
     ]
 
 
+def test_a_narrower_network_stands_with_the_width_that_its_ratios_count_against() -> None:
+    double = spec(model_options=(("width", 2),))
+    cells = [Cell("rigl", of, 100, 1.0, 0) for of in (double, spec())]
+    found = [record(double, counts=counts(0.9, parameters=4000)), record(spec()), small_record()]
+    charts = series.accuracy_by_macs(aggregate(suite(*cells, small_row()), found))
+    assert {chart.title.partition(": ")[2]: len(chart.series) for chart in charts} == {
+        "lenet (width=2) on digits": 1,
+        "lenet on digits": 2,
+    }
+
+
 def with_least(made: Record, *at: tuple[int, float]) -> Record:
     """A ticket whose rounds had the least validation loss at these steps and accuracies."""
     trainings = [
