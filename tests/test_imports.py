@@ -33,6 +33,7 @@ EXTRA: dict[str, set[str]] = {
     "bench/streaming.py": {"PIL", "timm"},
     "bench/timm_training.py": {"timm"},
     "reports/figures.py": {"matplotlib"},
+    "reports/page/build.py": {"jinja2", "markupsafe"},
 }
 """What single files may import besides."""
 

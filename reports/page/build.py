@@ -95,8 +95,7 @@ def paper_tables(sources: Iterable[Store]) -> list[Markup]:
 def render(title: str, sections: Sequence[Section], papers: Sequence[Markup]) -> str:
     """The page's text; a browser runs no script in it but ours."""
     tables, plots = libraries.tables(), libraries.plots()
-    script = (FOLDER / "page.js").read_text(encoding="utf-8")
-    scripts = [inline(text, "script") for text in (plots.script, script)]
+    script = inline((FOLDER / "page.js").read_text(encoding="utf-8"), "script")
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
@@ -106,12 +105,12 @@ def render(title: str, sections: Sequence[Section], papers: Sequence[Markup]) ->
     )
     return environment.get_template("page.html").render(
         title=title,
-        policy=Markup(policy(scripts)),
+        policy=Markup(policy(script)),
         style=inline((FOLDER / "page.css").read_text(encoding="utf-8"), "style"),
-        script=scripts[1],
-        plots=scripts[0],
+        script=script,
         table_style=inline(tables.style, "style"),
         table_script=embedded(tables.script),
+        plot_script=embedded(plots.script),
         notices=[tables.notice, plots.notice],
         suites=[
             {
@@ -169,18 +168,13 @@ def inline(text: str, element: str) -> Markup:
     return Markup(text.replace("\r\n", "\n"))  # as a browser reads it, and the policy's hash does
 
 
-def policy(scripts: Sequence[str]) -> str:
-    """The page's rule: these scripts and what they make themselves, nothing from anywhere else.
+def policy(script: str) -> str:
+    """The page's rule: this script and what it makes itself, nothing from anywhere else.
 
     Should a text of a record ever become markup, the browser still does not run it.
     """
-    hashes = " ".join(f"'sha256-{digest(script)}'" for script in scripts)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return (
-        f"default-src 'none'; script-src {hashes} blob:; style-src 'unsafe-inline'; "
+        f"default-src 'none'; script-src 'sha256-{digest}' blob:; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
-
-
-def digest(script: str) -> str:
-    """As a policy names a script."""
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")

@@ -13,6 +13,11 @@ function part(id) {
   return parts.get(id);
 }
 
+// The address of a library that the page carries; as text it costs nothing until it is asked for.
+function library(id) {
+  return URL.createObjectURL(new Blob([read(id)], { type: "text/javascript" }));
+}
+
 // What `pack` in cells.py packed; what was unpacked once is kept.
 const contents = new Map();
 
@@ -37,9 +42,7 @@ function escaped(text) {
 
 // ---- tables ----------------------------------------------------------------
 
-// The library is an ES module; a blob is the only way to import one from within the file.
-const library = new Blob([read("datatables")], { type: "text/javascript" });
-const { default: DataTable } = await import(URL.createObjectURL(library));
+const { default: DataTable } = await import(library("datatables"));
 
 function address(suite, place) {
   return `#cell/${encodeURIComponent(suite.name)}/${suite.keys[place]}`;
@@ -209,8 +212,18 @@ function layout(chart, node) {
   };
 }
 
-function draw(node, chart) {
+let loading;
+
+function plotly() {
+  loading ??= new Promise((onload, onerror) => {
+    document.head.append(element("script", { src: library("plotly"), onload, onerror }));
+  });
+  return loading;
+}
+
+async function draw(node, chart) {
   drawn.set(node, chart);
+  await plotly();
   const traces = [
     ...chart.series.map((series, place) => trace(series, place, chart)),
     ...(chart.levels ?? []).map((line, place) => level(line, place, chart)),
@@ -219,7 +232,8 @@ function draw(node, chart) {
   Plotly.react(node, traces, layout(chart, node), settings);
 }
 
-// A plot is drawn when it comes into sight: a page of many suites starts at once.
+// A plot is drawn when it comes into sight, and the library runs with the first: a page of many
+// suites starts at once.
 function startPlots() {
   const seen = new IntersectionObserver((entries) => {
     for (const { target, isIntersecting } of entries) {

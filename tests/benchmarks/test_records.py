@@ -12,6 +12,7 @@ import pytest
 
 from bench.record import encode
 from bench.store import Store, read
+from reports.page.build import page
 from reports.suite_table import report
 from tests.benchmarks import many
 from tests.benchmarks.ratios import Beside
@@ -81,3 +82,16 @@ def test_report(beside: Beside, filled: many.Many) -> None:
         rounds=3,
     )
     assert len(filled.specs) // many.SEEDS <= text.count("\n| ")
+
+
+@pytest.mark.benchmark(group="10,000 records", timer=time.process_time)
+def test_page(beside: Beside, filled: many.Many) -> None:
+    root, known = filled.store.folder.parent, paths(filled)
+    text = beside(
+        f"page of the leaderboard / {READ_ALL}",
+        lambda: page(root),
+        lambda: [json.loads(path.read_bytes()) for path in known],
+        rounds=1,
+    )
+    assert len(text) < 40e6
+    assert all(spec.key in text for spec in filled.specs[:3])

@@ -165,6 +165,12 @@ def test_the_best_mean_is_marked_but_never_the_dense_one_nor_survivors(own):
     assert [cell.best for cell in cells] == [False, True, True, False]
 
 
+def test_of_errors_the_lowest_is_best(own):
+    records = [record(spec("rigl"), 91.0), record(spec("snip"), 92.0)]
+    cells = build(own(more='figure = "error"'), [found(records)]).lines[0].cells
+    assert [(cell.mean, cell.best) for cell in cells] == [(9.0, False), (8.0, True)]
+
+
 def test_with_statistics_what_is_not_told_apart_from_the_best_is_marked_too(own):
     spread = (-0.1, 0.0, 0.1)
     tops = {"rigl": 92.0, "set": 91.95, "snip": 85.0}
@@ -361,6 +367,14 @@ def test_rounds_of_a_ticket_are_lines_by_what_is_left_of_all_weights():
     ]
     assert not any(cell.best for cell in grid.cells())
     assert "budget multiple: ticket 1.00 to 2.00." in notes(grid)
+
+
+def test_a_kept_weight_that_trained_to_zero_makes_no_round_of_its_own():
+    one, other = ticket(0, (98.0, 97.0)), ticket(1, (98.5, 97.5))
+    idle = dataclasses.replace(other.phases[1].counts, prunable_nonzero=399)
+    phases = (other.phases[0], dataclasses.replace(other.phases[1], counts=idle))
+    grid = build(specs.load("lth-lenet"), [found([one, dataclasses.replace(other, phases=phases)])])
+    assert means(grid)[1] == [60.0, 60.5, 96.25, 97.25]
 
 
 def test_tickets_of_two_suites_give_a_round_once():
