@@ -199,7 +199,7 @@ def leaderboard(
     ] = None,
     page: Annotated[
         Path | None,
-        typer.Option("--page", help="HTML file to write, with plots and every cell; it is whole."),
+        typer.Option("--page", help="HTML file to write: tables, plots and every cell in it."),
     ] = None,
     title: Annotated[
         str | None, typer.Option("--title", help="Heading of the page. [default: a general one]")

@@ -157,6 +157,10 @@ function trace(series, place, chart) {
     line: { color: colour, dash: DASHES[place % DASHES.length], width: 1.5 },
     marker: { color: colour, symbol: MARKERS[place % MARKERS.length], size: 7 },
     error_y: bars || {},
+    ...(chart.x_names?.length && {
+      text: series.x.map((x) => escaped(chart.x_names[x])),
+      hoverinfo: "text+y+name",
+    }),
   };
 }
 
@@ -174,16 +178,21 @@ function level(line, place, chart) {
 function layout(chart, node) {
   const style = getComputedStyle(document.documentElement);
   const axis = { gridcolor: style.getPropertyValue("--line"), automargin: true, zeroline: false };
-  const ticks = chart.x_names?.length
-    ? { tickvals: chart.x_names.map((_, i) => i), ticktext: chart.x_names.map(escaped) }
-    : {};
-  const lines = chart.series.length + (chart.levels?.length ?? 0);
-  const names = [...chart.series, ...(chart.levels ?? [])].map(({ label }) => label.length);
-  const entry = Math.min(LETTER * Math.max(...names), node.clientWidth - 100);
+  // As many names below the axis as find room there; a pointer shows the others.
+  const below = chart.x_names ?? [];
+  const each = Math.ceil((below.length * 18) / node.clientWidth);
+  const crowded = below.join("").length * LETTER > node.clientWidth;
+  const ticks = below.length && {
+    tickvals: below.map((_, i) => i).filter((i) => i % each === 0),
+    ticktext: below.filter((_, i) => i % each === 0).map(escaped),
+  };
+  const labels = [...chart.series, ...(chart.levels ?? [])].map(({ label }) => label.length);
+  const lines = labels.length;
+  const entry = Math.min(LETTER * Math.max(...labels), node.clientWidth - 100);
   const perLine = Math.max(1, Math.floor((node.clientWidth - 50) / (entry + 45)));
   const legend = lines > 1 ? 20 * Math.ceil(lines / perLine) + 10 : 0;
   return {
-    height: 360 + legend,
+    height: 360 + legend + (crowded ? 100 : 0),
     margin: { l: 50, r: 12, t: 12, b: 60 + legend },
     paper_bgcolor: "transparent",
     plot_bgcolor: "transparent",
