@@ -322,10 +322,12 @@ class Watched(Step):
         self.watches = {name: Stopwatch(self.device) for name in names}
         self.method: Any = _Hooks(trainer.method, self.watches)
         self._advance = _Advance(trainer.state.optimizer, self.watches["optimizer"])
+        self._watched = trainer
 
     def compute(self) -> None:
-        """One step."""
+        """One step, by the passes that the run's own would take."""
         watches = self.watches
+        self._passes = self._watched.hot._passes
         with watches["data"].running():
             images, labels = self.stream.read()
         with watches["forward"].running():

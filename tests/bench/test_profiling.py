@@ -205,8 +205,23 @@ def test_a_watched_step_computes_what_a_step_does(tmp_path):
         assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
+def test_what_is_timed_is_what_a_run_computes(tmp_path, monkeypatch):
+    cell = contestant(write_suite(tmp_path, "[methods.rigl]"), "rigl")
+    passes = cell.trainer.hot._passes
+    assert passes is not None
+    called: list[str] = []
+    for name in ("forward", "backward"):
+        real = getattr(passes, name)
+        monkeypatch.setattr(
+            passes, name, lambda *a, real=real, n=name: called.append(n) or real(*a)
+        )
+    cell.watched.compute()
+    assert called == ["forward", "backward"]
+
+
 def test_every_part_of_a_step_goes_to_its_stage(tmp_path, monkeypatch):
     """A clock that says what was called."""
+    monkeypatch.setattr("bench.step.written_out", lambda *_: None)  # it asks for no penalty
     ticks = itertools.count()
     monkeypatch.setattr("bench.clock.time.perf_counter", lambda: float(next(ticks)))
     cell = contestant(write_suite(tmp_path, "[methods.rigl]"), "rigl")
