@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bench import processes, reporting
+from bench import processes, reporting, signals
 from bench.arguments import AsJson, Cell, Data, Device, Only, Recipe, Records, Suite
 from bench.errors import BenchError, SuiteError, UnknownName, UsageError
 from bench.listing import Table, conflicts, listing
@@ -123,6 +123,13 @@ def run(
     checkpoint_seconds: Annotated[
         float, typer.Option(min=0, help="Time between checkpoints of a cell.")
     ] = 60,
+    cell_timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MINUTES",
+            help="What a cell may take, in all tries together; then it is saved and given up.",
+        ),
+    ] = None,
     decoders: Annotated[
         int,
         typer.Option(min=0, help="Processes per cell that decode image files; 0: as cores allow."),
@@ -135,48 +142,113 @@ def run(
         str, typer.Option(metavar="N|auto", help="Cells at a time on a GPU; auto: as many as fit.")
     ] = "1",
     graph: Annotated[
-        bool, typer.Option(help="Replay steps as a CUDA graph, on a GPU where it can be done.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--graph/--no-graph",
+            help="Replay steps as a CUDA graph, on a GPU. [default: where it can be done]",
+        ),
+    ] = None,
     compile_: Annotated[
         bool, typer.Option("--compile", help="Compile forward and backward passes (torch.compile).")
     ] = False,
+    determinism: Annotated[
+        Literal["strict", "fast"] | None,
+        typer.Option(
+            help="strict: a GPU computes the same bits each time, slower. [default: fast; a CPU is "
+            "strict anyway]"
+        ),
+    ] = None,
+    retries: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="How often a cell that was lost or ran out of memory is tried again, with fewer "
+            "cells side by side.",
+        ),
+    ] = 1,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Save and stop at the first cell that is not ok.")
+    ] = False,
+    executor: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Who trains: processes of this machine, or a Ray cluster."),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of the Ray cluster. [default: RAY_ADDRESS, else one is started here]"),
+    ] = None,
 ) -> None:
     """Train the cells of a suite that have no record yet, and print the suite's table.
 
-    Exit status: 0 done, 1 a cell failed, 2 usage, 5 stopped by --limit-minutes with cells left.
+    Exit status: 0 done, 1 a cell failed, 2 usage, 5 stopped by --limit-minutes with cells left,
+    130 or 143 saved and stopped by Ctrl-C or SIGTERM (a second one does not wait for the saving).
     """
-    started = time.time()
+    started = time.monotonic()
     if limit_minutes is not None and not limit_minutes > 0:
         raise UsageError(f"--limit-minutes {limit_minutes}: must be above 0.")
-    deadline = math.inf if limit_minutes is None else started + 60 * limit_minutes
-    if processes.likely(workers, device):
+    if cell_timeout is not None and not cell_timeout > 0:
+        raise UsageError(f"--cell-timeout {cell_timeout}: must be above 0.")
+    # Under torchrun this process is itself the worker.
+    local = executor == "local" and "TORCHELASTIC_RUN_ID" not in os.environ
+    if local and processes.likely(workers, device):
         processes.begin_early()
-    plan, store = _resolve(suite, data, records)
+    from bench import suite as suites
 
-    from bench import launch
+    suites.load(suite)  # a wrong name is told before torch is imported
+
+    from bench import distributed, launch
+    from bench.determinism import wants_strict
     from bench.runner import Ways
 
+    group = distributed.meet(device)
+    with group.in_turn("resolving"):
+        plan, store = _resolve(suite, data, records, quiet=not group.leads)
     cells = launch.chosen(plan, only)
+    device = group.device or launch.usable_device(device, executor, address)
+    deadline = math.inf
+    if limit_minutes is not None:
+        limit = 60 * limit_minutes
+        # What came so far counts, but cells have a minute in any case, or as much as was asked for;
+        # less what is left to do when they have stopped.
+        deadline = max(started + limit, time.monotonic() + min(limit, 60)) - min(2, limit / 10)
     settings = launch.Settings(
-        launch.usable_device(device),
+        device,
         workers,
         threads,
         deadline,
         checkpoint_seconds,
         decoders,
         launch.places(cells_per_device),
-        Ways(stack, graph, compile_),
+        Ways(
+            stack,
+            graph if graph is not None else group.size == 1,
+            compile_,
+            wants_strict(determinism, device),
+        ),
+        retries=retries,
+        strict=strict,
+        executor=executor,
+        cell_timeout=math.inf if cell_timeout is None else 60 * cell_timeout,
+        group=group,
     )
-    try:
-        launch.train(plan, store, cells, settings)
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from the last checkpoints.", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
-    except OSError as error:
-        raise BenchError(f"{store.folder}: cannot write there ({error}).") from error
+    with signals.listen():
+        try:
+            late = launch.train(plan, store, cells, settings)
+        except KeyboardInterrupt:
+            print("Stopped. The same command goes on from the last checkpoints.", file=sys.stderr)
+            raise typer.Exit(signals.exit_status() or INTERRUPTED) from None
+        except OSError as error:
+            raise BenchError(f"{store.folder}: cannot write there ({error}).") from error
+        finally:
+            group.close()
+        if not group.leads:
+            raise typer.Exit
+        if signals.stop_requested():
+            print("Saved and stopped. The same command goes on.", file=sys.stderr)
+            raise typer.Exit(signals.exit_status())
     cells = launch.chosen(launch.without_lost(plan, store), only)
     reporting.print_report(records, [store.suite])
-    status = launch.verdict(store, cells, deadline)
+    status = launch.verdict(store, cells, late)
     if status == launch.CELLS_LEFT:
         left = launch.left(store, cells)
         print(f"Time is up, cells left: {left}. The same command goes on.", file=sys.stderr)
@@ -502,6 +574,73 @@ def _count_totals(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 @app.command()
+def reproduce(
+    cell: Cell,
+    records: Records = Path("records"),
+    suite: Annotated[
+        str | None, typer.Option("--suite", help="The cell's suite, where its file is elsewhere.")
+    ] = None,
+    recipe: Recipe = None,
+    data: Data = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, cuda:1. [default: as recorded]")
+    ] = None,
+    run: Annotated[
+        bool, typer.Option("--run", help="Train the cell again, and compare with the record.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="With --run: folder of the records. [default: none is kept]"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the command that makes a record again, and what differs from where it was made.
+
+    With --run, exit status 0 if accuracy, counts and weights are equal to the last bit, 1 if not.
+    """
+    import tempfile
+
+    from bench import reproduce as again
+    from bench.store import find
+
+    if out is not None and not run:
+        raise UsageError(f"--out {out}: is for --run.")
+    path = find(records, cell)
+    sources = again.Sources(suite, recipe, _data_folder(data), device)
+    found = again.describe(path, sources)
+    differences = None
+    if run:
+        with tempfile.TemporaryDirectory(prefix="sparsebench-") as scratch:
+            differences = again.run_again(path, sources, out or Path(scratch))
+    if as_json:
+        print_json({"here": found, "measured": differences})
+    else:
+        print(again.text(found, differences))
+    raise typer.Exit(1 if differences else 0)
+
+
+@app.command()
+def doctor(
+    data: Data = None,
+    records: Records = Path("records"),
+    as_json: AsJson = False,
+) -> None:
+    """Check device, versions, data, records and room, and say what is wrong and how to mend it.
+
+    Exit status: 0 fine, 1 something is wrong.
+    """
+    from bench import doctor as checks
+
+    findings = checks.examine(checks.Places(_data_folder(data), records))
+    wrong = any(finding.state == "wrong" for finding in findings)
+    if as_json:
+        print_json({"ok": not wrong, "findings": findings})
+    else:
+        print(checks.table(findings))
+    raise typer.Exit(1 if wrong else 0)
+
+
+@app.command()
 def conform(
     method: Annotated[
         str, typer.Argument(help="A method (see `list methods`), FILE.py or FILE.py:Class.")
@@ -550,7 +689,9 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-def _resolve(suite: str, data: Path | None, records: Path) -> tuple[Plan, Store]:
+def _resolve(
+    suite: str, data: Path | None, records: Path, *, quiet: bool = False
+) -> tuple[Plan, Store]:
     from bench import suite as suites
     from bench.store import Store
 
@@ -558,7 +699,7 @@ def _resolve(suite: str, data: Path | None, records: Path) -> tuple[Plan, Store]
     from bench.resolve import resolve
 
     resolved = resolve(loaded, _data_folder(data))
-    for note in resolved.notes:
+    for note in () if quiet else resolved.notes:
         print(f"sparsebench: {note}.", file=sys.stderr)
     return resolved, Store(records, resolved.manifest.suite)
 

@@ -70,11 +70,13 @@ class Order:
         seed: and name of the stream, from which every epoch's own seed follows.
         size: of the training set.
         batch: images in a batch.
+        share: which of how many equal parts of each batch is read here, see `bench.distributed`.
     """
 
     seed: tuple[int, str]
     size: int
     batch: int
+    share: tuple[int, int] = (0, 1)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -93,10 +95,22 @@ class Order:
         """Epoch of a batch, and its number in the epoch."""
         return divmod(position, self.steps_per_epoch)
 
+    @property
+    def read(self) -> slice:
+        """Where in a batch lies what is read here."""
+        number, parts = self.share
+        return slice(number * self.batch // parts, (number + 1) * self.batch // parts)
+
+    @property
+    def images(self) -> int:
+        """Of a batch that are read here."""
+        return self.batch // self.share[1]
+
     def part(self, position: int) -> tuple[int, slice]:
-        """Epoch of a batch, and where in its order the batch lies."""
+        """Epoch of a batch, and where in its order lies what is read of it."""
         epoch, step = self.place(position)
-        return epoch, slice(step * self.batch, (step + 1) * self.batch)
+        first = step * self.batch
+        return epoch, slice(first + self.read.start, first + self.read.stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,13 +262,15 @@ class _PerImage:
     """
 
     def __init__(self, order: Order, place: Tensor, dtype: torch.dtype) -> None:
-        shape = order.steps_per_epoch, order.batch
+        self._order, self._place = order, place
+        shape = order.steps_per_epoch, order.images
         self._values = torch.zeros(shape, dtype=dtype, device=place.device)
-        self._place = place
 
     def write(self, values: Tensor) -> None:
         """Keeps an epoch's numbers (N,), which are on the CPU."""
-        send(values[: self._values.numel()].view_as(self._values), self._values)
+        order = self._order
+        batches = values[: order.steps_per_epoch * order.batch].view(-1, order.batch)
+        send(batches[:, order.read], self._values)
 
     def read(self) -> Tensor:
         """(B,) of the batch."""
@@ -279,6 +295,10 @@ class BatchStream:
         seed: the cell's seed; order and augmentation of an epoch follow from it and the epoch.
         name: of the stream; streams of other names are independent.
         augmented: whether images are cropped, flipped and turned as the recipe says.
+        share: of each batch, as of `Order`.
+
+    Attributes:
+        position: of the batch that is read.
     """
 
     def __init__(
@@ -289,9 +309,11 @@ class BatchStream:
         name: str,
         *,
         augmented: bool = True,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.data = data
-        self.plan = Order((seed, name), len(data.train), recipe.batch)
+        self.plan = Order((seed, name), len(data.train), recipe.batch, share)
+        self.position = -1
         self.steps_per_epoch = self.plan.steps_per_epoch
         self.flip = augmented and recipe.flip
         self.crop = recipe.crop if augmented else 0
@@ -318,6 +340,7 @@ class BatchStream:
 
     def seek(self, position: int) -> None:
         """Goes to a position: what the host has to do before `read`."""
+        self.position = position
         epoch, step = self.plan.place(position)
         if epoch != self._epoch:
             self._draw(epoch)

@@ -9,10 +9,14 @@ BenchError                  one line: where, what was found, what is allowed, wh
 │   ├── RecordError         a record in the store is damaged, edited or of another schema
 │   └── CannotCompact       a network cannot be made smaller without changing its outputs
 ├── CheckpointError         a checkpoint is damaged or belongs to another cell
+├── RankLost                a process that trained a cell together with this one is gone
 └── CellError               one cell went wrong: it becomes a record, the suite goes on
     ├── Diverged            a loss that is not finite
     ├── ContractBroken      a method left something else than the plain network
-    └── SourceMissing       the cell whose masks this one needs has left none
+    ├── RanksDiffer         processes that train a cell together have come to different masks
+    ├── SourceMissing       the cell whose masks this one needs has left none
+    ├── NotStored           what it leaves cannot be written: no room, or read-only
+    └── TimedOut            it has taken all the time that one cell may
 """
 
 from __future__ import annotations
@@ -87,6 +91,10 @@ class CheckpointError(BenchError):
     """A checkpoint cannot be read, or is another cell's."""
 
 
+class RankLost(BenchError):
+    """A process that trains a cell together with this one died, hangs, or failed by itself."""
+
+
 class CellError(BenchError):
     """One cell went wrong; its record carries the reason."""
 
@@ -99,5 +107,17 @@ class ContractBroken(CellError):
     """A method left something else than the plain network."""
 
 
+class RanksDiffer(CellError):
+    """What must be the same in all processes that train a cell together is not."""
+
+
 class SourceMissing(CellError):
     """The cell that this one names as its source has no usable result here."""
+
+
+class NotStored(CellError):
+    """What a cell leaves cannot be written; its last checkpoint is as it was."""
+
+
+class TimedOut(CellError):
+    """A cell has taken all the time that one may; it is saved."""

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from bench.data import Data, Split
+from bench.distributed import ALONE, Group
 
 CHUNK = 1000
 """Images per forward pass; fixed, so that a figure does not depend on who asks."""
@@ -28,24 +29,28 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split, data: Data) -> Evaluation:
+def evaluate(model: nn.Module, split: Split, data: Data, group: Group = ALONE) -> Evaluation:
     """Evaluates the network as it is, in evaluation mode, on every image of a split.
 
     Args:
         model: any module from images to (B, classes); left in evaluation mode.
         split: at least one image.
         data: whose normalisation is used.
+        group: ranks that share the passes; each gets the figures of all, as one process finds them.
     """
     model.eval()
     count, chunk = len(split), chunk_size(data.info.shape)
-    found = []  # waited for once, at the end
-    for start in range(0, count, chunk):
+    passes = -(-count // chunk)
+    found = torch.zeros(passes, 3, device=split.labels.device)  # waited for once, at the end
+    for number in group.part(passes):
+        start = number * chunk
         labels = split.labels[start : start + chunk]
         logits = model(data.normalise(split.images[start : start + chunk])).float()
         loss = functional.cross_entropy(logits, labels, reduction="sum")
         best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (B, 5)
-        found.append(torch.stack([loss, best[:, 0].sum().float(), best.sum().float()]))
-    loss, top1, top5 = (sum(column) for column in zip(*torch.stack(found).tolist(), strict=True))
+        found[number] = torch.stack([loss, best[:, 0].sum().float(), best.sum().float()])
+    group.add(found)  # to zeros
+    loss, top1, top5 = (sum(column) for column in zip(*found.tolist(), strict=True))
     many = data.info.classes > 5
     return Evaluation(loss / count, 100 * top1 / count, 100 * top5 / count if many else None)
 

@@ -1,27 +1,27 @@
-"""Many cells: in this process, or in worker processes, of which a crash costs the cells in it.
+"""Who trains a run's cells: this process, or worker processes; `bench.ray_executor` is a third.
 
-Only the caller's process writes the store. It holds a lock per cell while the cell trains, so two
-runners on one machine share a suite without doing a cell twice.
+A worker that crashes costs the cells in it. Only the caller's process writes the store's records.
+It holds a lease per cell while the cell trains, so runners that share a folder do no cell twice.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import signal
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from filelock import FileLock, Timeout
 
-from bench import processes
+from bench import processes, signals
+from bench.cell_queue import Queue
 from bench.environment import environment
 from bench.packing import packing
-from bench.record import FINAL, SCHEMA, Record, Times
+from bench.record import SCHEMA, Record, Status, Times
 from bench.runner import Event, Finished, Stopped, Task, set_up_process
 from bench.store import Store
 from bench.together import Take, run_cells
@@ -30,10 +30,34 @@ BUSY_SECONDS = 0.5
 """Pause before another look, when other runners hold all that is left."""
 
 
+class Executor(Protocol):
+    """Trains the cells of a queue."""
+
+    def run(self, queue: Queue) -> Generator[Event, None, None]:
+        """Takes cells until there are none, and passes a wish to stop on to those under way.
+
+        Each ends with a Finished or Stopped. Closing the generator ends what is under way at once.
+        """
+        ...
+
+    def fewer(self, crowd: int) -> Executor:
+        """One with half as many cells side by side on a device, itself where it has but one.
+
+        Args:
+            crowd: how many there were.
+        """
+        ...
+
+
 def execute(
-    tasks: Sequence[Task], store: Store, workers: int, threads: int, places: int = 1
+    tasks: Sequence[Task],
+    store: Store,
+    workers: int,
+    threads: int,
+    places: int = 1,
+    **options: Any,
 ) -> Generator[Event, None, None]:
-    """Runs cells and writes their records; skips those that another runner finished meanwhile.
+    """Runs cells on this machine and writes their records.
 
     Args:
         tasks: the cells in the order in which they should start.
@@ -41,93 +65,139 @@ def execute(
         workers: processes; 1 trains in this one.
         threads: per process.
         places: cells at a time in each process; 0: as many as fit on its GPU.
+        options: `retries` and `strict`, see `bench.cell_queue.Queue`.
     """
-    queue = _Queue(list(tasks), store)
-    if workers == 1:
-        set_up_process(threads)
-        events = _in_this_process(queue, places)
-    else:
-        events = _in_workers(queue, min(workers, len(tasks)), threads, places)
-    with closing(events):
+    executor = local(min(workers, len(tasks)), threads, places)
+    return perform(Queue(list(tasks), store, **options), executor)
+
+
+def perform(queue: Queue, executor: Executor) -> Generator[Event, None, None]:
+    """Runs the cells of a queue and writes their records, those to be tried again at the end.
+
+    Cells that another runner finishes meanwhile are left out.
+    """
+    with queue:
+        while queue.tasks:
+            with closing(executor.run(queue)) as events:
+                for event in events:
+                    yield from queue.settle(event)
+                    if queue.broken or queue.robbed:
+                        break
+                if queue.broken:
+                    yield from _saved(queue, events)
+                    return
+            if queue.robbed:
+                # Who was silent for so long lost all its leases; cells go on from checkpoints.
+                queue.restart()
+            elif crowd := queue.next_round():
+                executor = executor.fewer(crowd)
+
+
+def _saved(queue: Queue, events: Iterator[Event]) -> Iterator[Event]:
+    """Has what is under way saved, as for a signal, but the run is not said to have had one."""
+    with signals.listen():
+        signals.request()
         for event in events:
-            if isinstance(event, Finished):
-                queue.finish(event)
-            elif isinstance(event, Stopped):
-                queue.release(event.key)
-            yield event
+            yield from queue.settle(event)
 
 
-@dataclass
-class _Queue:
-    """Cells to do, each locked from the moment it is taken until its record is written."""
-
-    tasks: list[Task]
-    store: Store
-    taken: dict[str, tuple[Task, ExitStack]] = field(default_factory=dict)
-
-    def take(self, like: Task | None = None) -> Task | None:
-        """The next cell that no other runner holds; None if there is none at the moment.
-
-        Args:
-            like: cells that run beside this one are to have its network and data, if any have.
-        """
-        same = [task for task in self.tasks if like is None or _network(task) == _network(like)]
-        for task in same or list(self.tasks):
-            spec = task.cell.spec
-            if time.time() >= task.deadline:
-                self.tasks.clear()
-                return None
-            path = self.store.lock(spec)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack = ExitStack()
-            try:
-                stack.enter_context(FileLock(path, timeout=0))
-            except Timeout:
-                continue
-            self.tasks.remove(task)
-            if self.store.get(spec) is not None:
-                stack.close()
-                continue
-            self.taken[spec.key] = (task, stack)
-            return task
-        return None
-
-    def finish(self, event: Finished) -> None:
-        """Writes the record; the unfinished run is no longer needed."""
-        task, _ = self.taken[event.key]
-        self.store.put(event.record)
-        # What broken code saved is no start for mended code; a worker that died was not at fault.
-        if event.record.status in FINAL or event.record.traceback:
-            # A process killed while it wrote leaves its temporary file behind.
-            for left in task.checkpoint.parent.glob(f"*{task.checkpoint.name}*"):
-                left.unlink(missing_ok=True)
-        self.release(event.key)
-
-    def release(self, key: str) -> None:
-        """Lets other runners have the cell."""
-        self.taken.pop(key)[1].close()
+def local(workers: int, threads: int, places: int = 1) -> Executor:
+    """The executor for so many processes of this machine."""
+    return InThisProcess(threads, places) if workers == 1 else Workers(workers, threads, places)
 
 
-def _network(task: Task) -> tuple[Any, ...]:
-    spec = task.cell.spec
-    return spec.model, spec.model_options, spec.dataset
+@dataclass(frozen=True, slots=True)
+class InThisProcess:
+    """No process but this one.
+
+    Attributes:
+        threads: of the CPU.
+        places: cells at a time; 0: as many as fit on the GPU.
+    """
+
+    threads: int
+    places: int = 1
+
+    def run(self, queue: Queue) -> Generator[Event, None, None]:
+        """See `Executor`."""
+        set_up_process(self.threads)
+        device = torch.device(queue.tasks[0].device)
+        while queue.tasks:
+            with closing(run_cells(patient(queue.take), packing(self.places, device))) as events:
+                yield from events
+            if queue.tasks:
+                time.sleep(BUSY_SECONDS)
+
+    def fewer(self, crowd: int) -> InThisProcess:
+        """See `Executor`."""
+        return dataclasses.replace(self, places=max(1, (self.places or crowd) // 2))
 
 
-def _in_this_process(queue: _Queue, places: int) -> Generator[Event, None, None]:
-    device = torch.device(queue.tasks[0].device)
-    while queue.tasks:
-        take = _patient(queue.take)
-        with closing(run_cells(take, packing(places, device))) as events:
-            yield from events
-        if queue.tasks:
-            time.sleep(BUSY_SECONDS)
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Worker processes; when one dies, another takes its place.
+
+    Attributes:
+        count: of processes.
+        threads: of each.
+        places: cells at a time in each; 0: as many as fit on its GPU.
+    """
+
+    count: int
+    threads: int
+    places: int = 1
+
+    def run(self, queue: Queue) -> Generator[Event, None, None]:
+        """See `Executor`."""
+        device = queue.tasks[0].device
+        count = min(self.count, len(queue.tasks))
+        workers = [self.start(device) for _ in range(count)]
+        try:
+            while queue.tasks or any(worker.tasks for worker in workers):
+                if signals.stop_requested():
+                    queue.clear()
+                    _have_saved(workers)
+                by_connection = {worker.connection: worker for worker in workers}
+                for connection in wait(list(by_connection), timeout=BUSY_SECONDS):
+                    assert isinstance(connection, Connection)
+                    worker = by_connection[connection]
+                    try:
+                        event = connection.recv()
+                    except (EOFError, OSError):
+                        workers[workers.index(worker)] = self.start(device)
+                        yield from _lost(worker, queue)
+                        continue
+                    if isinstance(event, _Wanted):
+                        _answer(worker, queue.take(event.like))
+                        continue
+                    if isinstance(event, Finished | Stopped):
+                        del worker.tasks[event.key]
+                    yield event
+        finally:
+            for worker in workers:
+                worker.connection.close()
+                if worker.tasks:
+                    worker.process.kill()
+            for worker in workers:  # they end at the same time
+                worker.process.join()
+
+    def start(self, device: str) -> _Worker:
+        """A new process."""
+        return _start_worker(self.threads, self.places, device)
+
+    def fewer(self, crowd: int) -> Workers:
+        """See `Executor`. Cells of one process share a device; on a CPU, those of all do."""
+        places = self.places or -(-crowd // self.count)
+        if places > 1:
+            return dataclasses.replace(self, places=places // 2)
+        return dataclasses.replace(self, places=1, count=max(1, self.count // 2))
 
 
-def _patient(take: Take) -> Take:
+def patient(take: Take) -> Take:
     """Asks in vain now and then only, while other cells run: asking takes longer than a step."""
     asked = -math.inf
 
-    def patient(like: Task | None) -> Task | None:
+    def asking(like: Task | None) -> Task | None:
         nonlocal asked
         if like is not None and time.monotonic() - asked < BUSY_SECONDS:
             return None
@@ -135,7 +205,7 @@ def _patient(take: Take) -> Take:
         asked = -math.inf if task else time.monotonic()
         return task
 
-    return patient
+    return asking
 
 
 @dataclass
@@ -143,6 +213,7 @@ class _Worker:
     process: Any
     connection: Connection
     tasks: dict[str, Task] = field(default_factory=dict)
+    told: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,38 +223,6 @@ class _Wanted:
     like: Task | None
 
 
-def _in_workers(
-    queue: _Queue, count: int, threads: int, places: int
-) -> Generator[Event, None, None]:
-    device = queue.tasks[0].device
-    workers = [_start_worker(threads, places, device) for _ in range(count)]
-    try:
-        while queue.tasks or any(worker.tasks for worker in workers):
-            by_connection = {worker.connection: worker for worker in workers}
-            for connection in wait(list(by_connection), timeout=BUSY_SECONDS):
-                assert isinstance(connection, Connection)
-                worker = by_connection[connection]
-                try:
-                    event = connection.recv()
-                except (EOFError, OSError):
-                    workers[workers.index(worker)] = _start_worker(threads, places, device)
-                    yield from _lost(worker, queue)
-                    continue
-                if isinstance(event, _Wanted):
-                    _answer(worker, queue.take(event.like))
-                    continue
-                if isinstance(event, Finished | Stopped):
-                    del worker.tasks[event.key]
-                yield event
-    finally:
-        for worker in workers:
-            worker.connection.close()
-            if worker.tasks:
-                worker.process.terminate()
-        for worker in workers:  # they end at the same time
-            worker.process.join()
-
-
 def _answer(worker: _Worker, task: Task | None) -> None:
     if task is not None:
         worker.tasks[task.cell.spec.key] = task
@@ -191,24 +230,41 @@ def _answer(worker: _Worker, task: Task | None) -> None:
         worker.connection.send(task)
 
 
-def _lost(worker: _Worker, queue: _Queue) -> Iterator[Event]:
-    """A worker that died gives its cells failed records; at least one, or it might go on so."""
+def _have_saved(workers: Sequence[_Worker]) -> None:
+    """Asks those that train to save and stop; one that has no task need not be asked."""
+    for worker in workers:
+        if worker.tasks and not worker.told:
+            worker.process.terminate()  # see `bench.signals.follow`
+            worker.told = True
+
+
+def _lost(worker: _Worker, queue: Queue) -> Iterator[Event]:
+    """A worker that died loses its cells; at least one, or it might go on so."""
     worker.process.join()
     if not worker.tasks and (task := queue.take()) is not None:
         worker.tasks[task.cell.spec.key] = task
     for task in worker.tasks.values():
-        reason = f"the worker process died (exit code {worker.process.exitcode})"
-        record = Record(
-            schema=SCHEMA,
-            suite=task.suite,
-            label=task.cell.label,
-            spec=task.cell.spec,
-            status="failed",
-            environment=environment(torch.device(task.device)),
-            times=Times(0.0, 0.0, 0.0, ""),
-            reason=reason,
-        )
-        yield Finished(task.cell.spec.key, record)
+        code = worker.process.exitcode
+        yield ended(task, "lost", f"the worker process died (exit code {code})")
+
+
+def ended(task: Task, status: Status, reason: str, traceback: str = "") -> Finished:
+    """The record of a cell that its process could not write itself."""
+    device = torch.device(task.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        device = torch.device("cpu")  # the GPU was another machine's
+    record = Record(
+        schema=SCHEMA,
+        suite=task.suite,
+        label=task.cell.label,
+        spec=task.cell.spec,
+        status=status,
+        environment=environment(device),
+        times=Times(0.0, 0.0, 0.0, ""),
+        reason=reason,
+        traceback=traceback,
+    )
+    return Finished(task.cell.spec.key, record)
 
 
 def _start_worker(threads: int, places: int = 1, device: str = "cpu") -> _Worker:
@@ -223,7 +279,7 @@ def _start_worker(threads: int, places: int = 1, device: str = "cpu") -> _Worker
 
 def _work(connection: Connection, threads: int, places: int, device: str) -> None:
     """A worker: asks for tasks and sends events until its parent closes the pipe, or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signals.follow()
     set_up_process(threads)
 
     def take(like: Task | None) -> Task | None:
@@ -233,9 +289,7 @@ def _work(connection: Connection, threads: int, places: int, device: str) -> Non
 
     try:
         while True:
-            with closing(
-                run_cells(_patient(take), packing(places, torch.device(device)))
-            ) as events:
+            with closing(run_cells(patient(take), packing(places, torch.device(device)))) as events:
                 for event in events:
                     connection.send(event)
             time.sleep(BUSY_SECONDS / 5)

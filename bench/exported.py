@@ -134,7 +134,7 @@ def describe(folder: Path) -> Description:
         return msgspec.convert(raw, type=Description)
     except OSError as error:
         raise DataError(f"{path}: cannot read the export: {error.strerror}.") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: damaged ({error}). Export it again.") from error
 
 

@@ -30,6 +30,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from bench.datasets import FOLDER_PREFIX, DatasetInfo, Labels, Pixels
 from bench.errors import DataError
 from bench.processes import cores
+from bench.signals import SIGNALS
 from bench.store import write_atomically
 
 KINDS = {
@@ -216,8 +217,9 @@ def processes(count: int, prepare: Callable[[], object] | None = None) -> Proces
 
 
 def _attend(prepare: Callable[[], object] | None) -> None:
-    """Sets up a helping process: Ctrl-C is its parent's matter, and it does not outlive it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Sets up a helping process: to stop is its parent's matter, and it does not outlive it."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -9,18 +9,33 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
+from bench import ray_executor
+from bench.cell_queue import FINE, Queue
+from bench.distributed import Group
 from bench.errors import UsageError
-from bench.executors import execute
+from bench.executors import Executor, local, perform
 from bench.live import View
 from bench.processes import cores
 from bench.record import Timing
 from bench.resolve import Plan
-from bench.runner import ALONE, Finished, Note, Progress, Task, Ways
+from bench.runner import (
+    ALONE,
+    Event,
+    Finished,
+    Note,
+    Progress,
+    Stopped,
+    Task,
+    Ways,
+    set_up_process,
+)
 from bench.sources import SourceFiles, settled
 from bench.store import Cell, Store
+from bench.together import run_cell
 
 DONE, CELL_FAILED, CELLS_LEFT = 0, 1, 5
 """Exit statuses of a run."""
@@ -34,11 +49,16 @@ class Settings:
         device: as torch names it.
         workers: cells side by side; 0: one a CPU core, or one a GPU.
         threads: of the CPU, for each cell.
-        deadline: Unix time at which to save and stop; infinity: never.
+        deadline: of `time.monotonic`, at which to save and stop; infinity: never.
         checkpoint_seconds: wall-clock between checkpoints of a cell.
         decoders: processes of a cell that decode images; 0: the cores, shared among the workers.
         places: cells at a time on a GPU, in each process; 0: as many as fit.
         ways: how steps are computed.
+        retries: how often a cell that was lost or ran out of memory is tried again.
+        strict: saves and stops once a cell has ended otherwise than well.
+        executor: who trains: this machine, or Ray.
+        cell_timeout: seconds that a cell may take, in all tries together; infinity: any.
+        group: processes that train each cell together, see `bench.distributed`.
     """
 
     device: str
@@ -49,6 +69,11 @@ class Settings:
     decoders: int = 0
     places: int = 1
     ways: Ways = ALONE
+    retries: int = 0
+    strict: bool = False
+    executor: Literal["local", "ray"] = "local"
+    cell_timeout: float = math.inf
+    group: Group = Group()  # noqa: RUF009  frozen
 
     def __post_init__(self) -> None:
         """Checks what goes together.
@@ -56,15 +81,38 @@ class Settings:
         Raises:
             UsageError: names the option.
         """
+        self._check_group()
         cpu = self.device == "cpu"
         if self.ways.stack > 1 and not cpu:
             raise UsageError("--stack is for the CPU; on a GPU use --cells-per-device.")
         if self.ways.stack > 1 and self.ways.compiled:
             raise UsageError("--compile and --stack do not go together: stacks are not compiled.")
+        if self.executor == "ray" and (self.ways.stack > 1 or self.places == 0):
+            raise UsageError(
+                "--executor ray gives each worker one cell: leave out --stack, and give "
+                "--cells-per-device a number, of workers that share a GPU."
+            )
         if self.places != 1 and cpu:
             raise UsageError(
                 "--cells-per-device is for GPUs; on the CPU use --workers, and --stack for small "
                 "networks."
+            )
+
+    def _check_group(self) -> None:
+        if self.group.size == 1:
+            return
+        given = {
+            "--workers": self.workers > 1,
+            "--stack": self.ways.stack > 1,
+            "--cells-per-device": self.places != 1,
+            "--graph": self.ways.graph,
+            "--compile": self.ways.compiled,
+            "--executor ray": self.executor == "ray",
+        }
+        if refused := [option for option, is_given in given.items() if is_given]:
+            raise UsageError(
+                f"{' and '.join(refused)}: not with torchrun, under which all processes train one "
+                "cell together, step by step. Leave it out, or start without torchrun."
             )
 
 
@@ -90,12 +138,28 @@ def chosen(plan: Plan, only: str | None) -> list[Cell]:
     return found
 
 
-def usable_device(name: str) -> str:
+def usable_device(name: str, executor: str = "local", address: str | None = None) -> str:
     """The device, `auto` resolved.
 
+    Args:
+        name: as the command line has it.
+        executor: see `Settings`; with `ray` the machines of the cluster matter, not this one.
+        address: of the cluster; None: one is started here.
+
     Raises:
-        UsageError: torch cannot compute there.
+        UsageError: torch cannot compute there, or there is no cluster.
     """
+    if executor == "ray":
+        ray_executor.connect(address)
+        gpus = ray_executor.has_gpus()
+        if name == "auto":
+            return "cuda" if gpus else "cpu"
+        if name not in ("cpu", "cuda") or (name == "cuda" and not gpus):
+            offered = "auto, cpu or cuda" if gpus else "auto or cpu, for the cluster has no GPU"
+            raise UsageError(f"--device {name}: with --executor ray give {offered}.")
+        return name
+    if address is not None:
+        raise UsageError(f"--address {address}: only --executor ray takes one.")
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -119,11 +183,27 @@ def places(text: str) -> int:
     return int(text)
 
 
-def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> None:
+def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> bool:
     """Trains the cells that have no record, seed 0 of everything first, and shows how it goes.
 
-    Cells whose masks others start from are trained first, also where they were not chosen.
+    Cells whose masks others start from are trained first, also where they were not chosen. Of
+    several processes that train together, the first leads.
+
+    Returns:
+        Whether time was up before all were done.
+
+    Raises:
+        UsageError: the store cannot be written, or a batch not shared.
     """
+    group, batch = settings.group, plan.recipe.batch
+    if batch % group.size:
+        raise UsageError(
+            f"batch = {batch} of the recipe cannot be shared equally by {group.size} processes; "
+            "give torchrun a number that divides it."
+        )
+    if not group.leads:
+        _follow(plan, store, settings)
+        return False
     # A damaged record stops here, before anything is written; one of an older suite too.
     list(store.records(brief=True))
     plan = without_lost(plan, store)
@@ -144,15 +224,16 @@ def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> No
     except OSError as error:
         raise UsageError(f"--records: cannot write in {store.folder} ({error}).") from error
     if not ordered:
-        return
+        return False
+    late = False
     places = settings.places if settings.ways.stack == 1 else settings.ways.stack
     workers = settings.workers or (cores() if settings.device == "cpu" else 1)
+    workers = 1 if group.size > 1 else workers
     workers = min(workers, -(-len(ordered) // max(1, places)))
-    decoders = settings.decoders or max(1, cores() // workers)
+    decoders = settings.decoders or max(1, cores() // max(workers, group.size))
     settings = dataclasses.replace(settings, decoders=decoders)
     timing: Timing = "exclusive" if (workers, places) == (1, 1) else "shared"
-    said: set[str] = set()
-    with View(ordered) as view:
+    with View(ordered, plan.recipe.batch) as view:
         for depends in (False, True):
             if depends:  # only now is it known which sources have masks to start from
                 plan = without_lost(plan, store)
@@ -167,17 +248,46 @@ def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> No
             ready = [task for task in wave if not task.source or task.source.record.exists()]
             if not ready:
                 continue
+            executor = _executor(settings, min(workers, len(ready)), places)
+            queue = Queue(ready, store, retries=settings.retries, strict=settings.strict)
             # Closed at once whatever happens here, so that no worker is waited for at the exit.
-            events = execute(ready, store, min(workers, len(ready)), settings.threads, places)
-            with closing(events) as run:
-                for event in run:
-                    if isinstance(event, Progress):
-                        view.progress(event.key, event.done)
-                    elif isinstance(event, Finished):
-                        view.finish(event.key, event.record)
-                    elif isinstance(event, Note) and event.text not in said:
-                        said.add(event.text)
-                        view.say(event.text)
+            with closing(perform(queue, executor)) as events:
+                for event in events:
+                    _show(view, event)
+                    late |= isinstance(event, Stopped) and event.late
+            if queue.broken:
+                return False
+    return late or time.monotonic() >= settings.deadline
+
+
+def _follow(plan: Plan, store: Store, settings: Settings) -> None:
+    """Trains, beside the first process, the cells that it begins, until it has no more."""
+    set_up_process(settings.threads)
+    by_key = {cell.spec.key: cell for cell in sorted(plan.manifest.cells, key=_steps)}
+    decoders = settings.decoders or max(1, cores() // settings.group.size)
+    settings = dataclasses.replace(settings, deadline=math.inf, decoders=decoders)
+    for key in settings.group.cells():
+        task = _task(by_key[key], plan, store, settings, by_key)
+        for _ in run_cell(dataclasses.replace(task, timeout_seconds=math.inf)):
+            pass  # the first process decides when to stop, and shows how it goes
+
+
+def _show(view: View, event: Event) -> None:
+    match event:
+        case Progress():
+            view.progress(event.key, event.done)
+        case Finished():
+            view.finish(event.key, event.record)
+        case Stopped():
+            view.stop(event.key, event.done)
+        case Note():
+            view.say(event.text)
+
+
+def _executor(settings: Settings, workers: int, places: int) -> Executor:
+    if settings.executor == "ray":
+        return ray_executor.OnRay(settings.threads, places, settings.workers)
+    return local(workers, settings.threads, places)
 
 
 def without_lost(plan: Plan, store: Store) -> Plan:
@@ -213,11 +323,13 @@ def _task(
         device=settings.device,
         checkpoint_seconds=settings.checkpoint_seconds,
         deadline=settings.deadline,
+        timeout_seconds=settings.cell_timeout,
         source=source,
         init=plan.init,
         start=plan.start,
         decoders=settings.decoders,
         ways=settings.ways,
+        group=settings.group,
     )
 
 
@@ -227,10 +339,16 @@ def left(store: Store, cells: list[Cell]) -> int:
     return sum(not store.has(spec) for spec in specs.values())
 
 
-def verdict(store: Store, cells: list[Cell], deadline: float) -> int:
-    """Exit status of a run that has ended."""
+def verdict(store: Store, cells: list[Cell], late: bool = False) -> int:
+    """Exit status of a run that has ended.
+
+    Args:
+        store: of its records.
+        cells: that were to be done.
+        late: as `train` says it.
+    """
     found = [store.get(cell.spec, brief=True) for cell in cells if not cell.skipped]
-    if None in found and time.time() >= deadline:
+    if None in found and late:
         return CELLS_LEFT
-    fine = all(record is not None and record.status == "ok" for record in found)
+    fine = all(record is not None and record.status in FINE for record in found)
     return DONE if fine else CELL_FAILED

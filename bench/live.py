@@ -8,7 +8,16 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from bench.record import Record
 from bench.store import Cell
@@ -19,20 +28,25 @@ class View:
 
     Args:
         cells: those that are about to be trained.
+        batch: images of a step.
     """
 
-    def __init__(self, cells: Sequence[Cell]) -> None:
+    def __init__(self, cells: Sequence[Cell], batch: int = 1) -> None:
         self.cells = {cell.spec.key: cell for cell in cells}
         self.done: dict[str, int] = dict.fromkeys(self.cells, 0)
+        self.before: dict[str, int] = {}
+        self.running: set[str] = set()
+        self.said: set[str] = set()
         self.finished = 0
         self.failed = 0
         self.bar: Progress | None = None
         if sys.stderr.isatty():
             self.bar = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=20),
                 MofNCompleteColumn(),
-                TextColumn("steps, left"),
+                TextColumn("steps,"),
+                _ImagesColumn(batch),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )
@@ -54,20 +68,36 @@ class View:
             self.bar.stop()
 
     def progress(self, key: str, steps: int) -> None:
-        """A cell stands at `steps`."""
+        """A cell stands at `steps`; where it first did, no time of this run was spent on."""
+        self.before.setdefault(key, steps)
+        self.running.add(key)
         self.done[key] = steps
+        self._refresh()
+
+    def stop(self, key: str, steps: int) -> None:
+        """A cell is saved, and does not go on."""
+        self.progress(key, steps)
+        self.running.discard(key)
         self._refresh()
 
     def finish(self, key: str, record: Record) -> None:
         """A cell has its record."""
+        self.running.discard(key)
         self.finished += 1
         self.failed += record.status != "ok"
         self.done[key] = self.cells[key].steps
-        self.say(f"[{self.finished:>{len(str(len(self.cells)))}}/{len(self.cells)}] {line(record)}")
+        self._print(
+            f"[{self.finished:>{len(str(len(self.cells)))}}/{len(self.cells)}] {line(record)}"
+        )
         self._refresh()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """A line that stays; once is enough."""
+        if text not in self.said:
+            self.said.add(text)
+            self._print(text)
+
+    def _print(self, text: str) -> None:
         if self.bar:
             self.bar.console.print(text, markup=False, highlight=False)
         else:
@@ -75,13 +105,30 @@ class View:
 
     def _refresh(self) -> None:
         if self.bar:
+            before = sum(self.before.values())
             self.bar.update(
-                self.bar_task, completed=sum(self.done.values()), description=self._summary()
+                self.bar_task,
+                total=sum(cell.steps for cell in self.cells.values()) - before,
+                completed=sum(self.done.values()) - before,
+                description=self._summary(),
             )
 
     def _summary(self) -> str:
         failed = f", {self.failed} not ok" if self.failed else ""
-        return f"{self.finished}/{len(self.cells)} cells{failed}"
+        return f"{self.finished}/{len(self.cells)} cells, {len(self.running)} running{failed}"
+
+
+class _ImagesColumn(ProgressColumn):
+    """Images a second, of all cells together, and what the time after it is."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.batch = batch
+
+    def render(self, task: Task) -> Text:
+        """See `ProgressColumn`."""
+        speed = "" if task.speed is None else f"{task.speed * self.batch:,.0f} images/s, "
+        return Text(f"{speed}left")
 
 
 def line(record: Record) -> str:

@@ -15,6 +15,14 @@ from bench.spec import Options, Scalar
 from models import create_model, is_known, names_like
 from models.initialise import initialise
 
+LOADING = frozenset(
+    {
+        *("pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"),
+        *("checkpoint_path", "cache_dir"),
+    }
+)
+"""Keywords by which timm reads files. A suite is refused them; so are records and exports."""
+
 
 def make_model(
     name: str,
@@ -35,6 +43,11 @@ def make_model(
     Raises:
         SuiteError: no such model or option, or the model cannot take the data set's images.
     """
+    if loading := LOADING & options.keys():
+        raise SuiteError(
+            f"model {name}: {', '.join(sorted(loading))}: options that load a file; give a suite's "
+            "first weights as its init."
+        )
     if not is_known(name):
         raise UnknownName("", "model", name, names_like(name))
     torch.manual_seed(derive(seed, "init"))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from methods.api import Phase
 
 MAX_STEPS = 1e12
 """More is a slip of the pen."""
+
+NAME = re.compile(r"[^/\\\x00-\x1f]{1,100}")
+"""Of a phase: the file of its masks is called so."""
 
 
 def check_plan(plan: Sequence[Phase]) -> None:
@@ -34,6 +38,10 @@ def _rules(phase: Phase, saved: set[str]) -> list[tuple[bool, str]]:
     low, high = phase.lr_window
     density, updates = phase.density, phase.updates
     rules = [
+        (
+            isinstance(phase.name, str) and NAME.fullmatch(phase.name) is not None,
+            "its name is a file's; allowed: one line of up to 100 characters without / and \\",
+        ),
         (_whole(phase.steps), f"steps = {phase.steps!r}; allowed: integers from 0 on"),
         (0 <= low <= high <= 1, f"lr_window = {phase.lr_window}; allowed: 0 <= from <= to <= 1"),
         (density is None or 0 < density <= 1, f"density = {density}; allowed: (0, 1]"),

@@ -271,7 +271,7 @@ def load(name: str, where: str, relative_to: Path | None = None) -> Recipe:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SuiteError(f"{where}: cannot read recipe {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SuiteError(f"{path}: not a TOML file ({error}).") from error
     _check_names(raw, str(path))
     for field in ("optimizer_options", "schedule_options"):

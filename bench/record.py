@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -15,10 +16,33 @@ from methods.allocation import keep_count
 
 SCHEMA = 1
 
-Status = Literal["ok", "diverged", "invalid", "failed"]
+# Records come from other people too: what is read of them must be fit to compute with.
+Count = Annotated[int, msgspec.Meta(ge=0, le=10**18)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=10**18)]
+Few = Annotated[int, msgspec.Meta(ge=1, le=4096)]
+Amount = Annotated[float, msgspec.Meta(ge=0, le=1e100)]
+Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
+FileName = Annotated[str, msgspec.Meta(pattern=r"^[^/\\\x00-\x1f]+\Z", max_length=100)]
+SUITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+Status = Literal[
+    "ok", "diverged", "invalid", "skipped", "failed", "lost", "out-of-memory", "timeout"
+]
+"""What became of a cell.
+
+- `ok`: measured.
+- `diverged`: a loss that is not finite, or an accuracy no better than chance.
+- `invalid`: it broke a rule of measurement: density or masks off, or not the plain network.
+- `skipped`: it cannot be run, and the reason is only known once it was tried.
+- `failed`: an error, with its traceback.
+- `lost`: the process or machine that trained it is gone.
+- `out-of-memory`: there was too little memory for it.
+- `timeout`: it took longer than one cell may.
+"""
 Timing = Literal["exclusive", "shared"]
-FINAL: tuple[Status, ...] = ("ok", "diverged", "invalid")
-"""Statuses that answer the question. A `failed` cell is kept aside and run again next time."""
+Determinism = Literal["strict", "fast"]
+FINAL: tuple[Status, ...] = ("ok", "diverged", "invalid", "skipped")
+"""Statuses that answer the question. Others are kept aside, and the cell runs again next time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +57,15 @@ class LayerCount:
     """
 
     name: str
-    shape: tuple[int, ...]
-    weights: int
-    nonzero: int
-    dense_macs: int
-    macs: int
+    shape: tuple[Count, ...]
+    weights: Count
+    nonzero: Count
+    dense_macs: Count
+    macs: Count
     prunable: bool
-    live: int | None = None
-    live_units: tuple[int, int] | None = None
-    elementwise: int = 0
+    live: Count | None = None
+    live_units: tuple[Count, Count] | None = None
+    elementwise: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +77,8 @@ class Compact:
         dense_macs: multiply-adds for one image with every weight of it, by convention A.
     """
 
-    parameters: int
-    dense_macs: int
+    parameters: Count
+    dense_macs: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +106,19 @@ class Counts:
         compact: the network without its dead channels; None where it cannot be cut.
     """
 
-    parameters: int
-    nonzero: int
-    prunable: int
-    target_nonzero: int | None
-    prunable_nonzero: int
-    idle: int
-    dense_macs: int
-    macs: int
+    parameters: Positive
+    nonzero: Count
+    prunable: Positive
+    target_nonzero: Count | None
+    prunable_nonzero: Count
+    idle: Count
+    dense_macs: Positive
+    macs: Count
     dead: tuple[str, ...] = ()
-    filters: tuple[int, int, int] | None = None
-    elementwise: int | None = None
-    live: int | None = None
-    live_macs: int | None = None
+    filters: tuple[Count, Count, Count] | None = None
+    elementwise: Count | None = None
+    live: Count | None = None
+    live_macs: Count | None = None
     compact: Compact | None = None
 
     @property
@@ -117,9 +141,9 @@ class Least:
         top1: its test accuracy in percent; None until the phase has ended.
     """
 
-    step: int
+    step: Count
     validation_loss: float
-    top1: float | None = None
+    top1: Percent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,18 +160,18 @@ class PhaseResult:
         train_macs: what the phase cost in theory, see `Record`.
     """
 
-    name: str
-    steps: int
-    density: float | None
-    total: int = 0
+    name: FileName
+    steps: Count
+    density: Amount | None
+    total: Count = 0
     status: Status | None = None
     reason: str = ""
-    top1: float | None = None
-    top5: float | None = None
+    top1: Percent | None = None
+    top5: Percent | None = None
     test_loss: float | None = None
     counts: Counts | None = None
     least: Least | None = None
-    train_macs: float | None = None
+    train_macs: Amount | None = None
 
 
 class MaskUpdate(msgspec.Struct, frozen=True, array_like=True):
@@ -177,8 +201,8 @@ class Expected:
         macs: multiply-adds for one image, by convention A.
     """
 
-    l0: float
-    macs: float
+    l0: Amount
+    macs: Amount
 
 
 class CurvePoint(msgspec.Struct, frozen=True, array_like=True):
@@ -205,11 +229,11 @@ class Times:
         phases: `train_seconds` up to the end of each phase.
     """
 
-    train_seconds: float
-    update_seconds: float
-    eval_seconds: float
+    train_seconds: Amount
+    update_seconds: Amount
+    eval_seconds: Amount
     started: str
-    phases: tuple[float, ...] = ()
+    phases: tuple[Amount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,20 +246,36 @@ class Execution:
         stack: cells that were computed as one batched network (`run --stack`); 1: none but this.
         graph: whether steps were replayed as a CUDA graph.
         compiled: whether `torch.compile` made the forward and backward passes.
+        determinism: whether a GPU computed with algorithms that give the same bits each time
+            (`strict`), as a CPU does anyway; None in records from before that was recorded.
+        devices: that trained the cell together, each on a part of every batch.
     """
 
     timing: Timing = "exclusive"
-    stack: int = 1
+    stack: Few = 1
     graph: bool = False
     compiled: bool = False
+    determinism: Determinism | None = None
+    devices: Few = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Where a cell ran. `commit` is the harness's; `dirty` says that files differed from it."""
+    """Where a cell ran, as far as it can change sums. What is not known is empty.
+
+    Attributes:
+        commit: of the harness; `dirty` says that files differed from it, `changes` how: a hash.
+        kind: of the device, such as `cuda`.
+        torchvision: its version; `timm` and `numpy` likewise.
+        cuda: version that torch was built for, `cudnn` that it loads, `driver` of the system; all
+            empty for cells on a CPU.
+        capability: instructions that torch chose on the CPU, such as `AVX512`, or a GPU's compute
+            capability.
+        settings: environment variables that choose how sums are computed.
+    """
 
     device: str
-    threads: int
+    threads: Few
     platform: str
     python: str
     torch: str
@@ -243,6 +283,16 @@ class Environment:
     commit: str
     dirty: bool
     peak_memory_bytes: int = 0
+    changes: str = ""
+    kind: str = ""
+    torchvision: str = ""
+    timm: str = ""
+    numpy: str = ""
+    cuda: str = ""
+    cudnn: str = ""
+    driver: str = ""
+    capability: str = ""
+    settings: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,21 +324,21 @@ class Record:
     environment: Environment
     times: Times
     reason: str = ""
-    top1: float | None = None
-    top5: float | None = None
+    top1: Percent | None = None
+    top5: Percent | None = None
     test_loss: float | None = None
     counts: Counts | None = None
     layers: tuple[LayerCount, ...] = ()
-    steps: int = 0
-    extra_batches: int = 0
-    multiple: float = 0.0
-    train_macs: float | None = None
+    steps: Count = 0
+    extra_batches: Count = 0
+    multiple: Amount = 0.0
+    train_macs: Amount | None = None
     phases: tuple[PhaseResult, ...] = ()
     curve: tuple[CurvePoint, ...] = ()
     weights_hash: str = ""
     expected: Expected | None = None
     mask_updates: tuple[MaskUpdate, ...] = ()
-    last_changes: tuple[int, ...] = ()
+    last_changes: tuple[Count, ...] = ()
     traceback: str = ""
     execution: Execution | None = None
 
@@ -348,6 +398,22 @@ def decode(text: bytes, where: str) -> Record:
             raise RecordError(
                 f"{where}: schema {schema}, but this version reads {SCHEMA}{origin}. {advice}"
             )
-        return msgspec.convert(raw, type=Record)
-    except (msgspec.MsgspecError, SuiteError) as error:
+        return agreeing(msgspec.convert(raw, type=Record))
+    except (msgspec.MsgspecError, SuiteError, ValueError, RecursionError) as error:
         raise RecordError(f"{where}: damaged record ({error}). {advice}") from error
+
+
+def agreeing(record: Record) -> Record:
+    """A record as it was read, once its parts fit each other.
+
+    Raises:
+        ValueError: they do not, or a name is more than one line.
+    """
+    timed = min(len(record.times.phases), record.steps and len(record.phases))
+    if any(phase.counts for phase in record.phases[timed:]):
+        raise ValueError("a phase has counts, but the record has no steps, or no time of it")
+    if not SUITE_NAME.fullmatch(record.suite):
+        raise ValueError(f"suite = {record.suite!r} is no name")
+    if not record.label.isprintable():
+        raise ValueError(f"label = {record.label!r} is not one line")
+    return record

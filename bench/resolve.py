@@ -18,7 +18,7 @@ from bench.datasets import Arrays, DatasetInfo
 from bench.errors import BudgetExceeded, DataError, SuiteError, UnknownName, with_choices
 from bench.folders import Folder
 from bench.initial import RANDOM, content, located
-from bench.networks import probe
+from bench.networks import LOADING, probe
 from bench.planning import MAX_STEPS, check_plan
 from bench.prunable import PRESETS, parametrised, prunable_names, shapes
 from bench.recipes import Recipe
@@ -32,10 +32,7 @@ from methods.api import Budget, Phase, SparsityMethod
 from methods.dense import Dense
 from models import TIMM_PREFIX, model_options
 
-WEIGHT_OPTIONS = {
-    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"),
-    *("checkpoint_path", "cache_dir"),
-}
+WEIGHT_OPTIONS = {"pretrained", *LOADING}
 """Keywords by which timm loads weights."""
 
 

@@ -9,12 +9,12 @@ import math
 import sys
 import time
 import traceback
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors.torch import save
@@ -24,8 +24,19 @@ from bench import checkpoint, sources
 from bench.capture import Captured
 from bench.compact import compact_counts
 from bench.counting import count_layers, count_totals
+from bench.determinism import equal_bits, level
+from bench.distributed import Group, Pace
 from bench.environment import environment
-from bench.errors import CheckpointError, ContractBroken, DataError, Diverged, SourceMissing
+from bench.errors import (
+    CheckpointError,
+    ContractBroken,
+    DataError,
+    Diverged,
+    NotStored,
+    RankLost,
+    SourceMissing,
+    TimedOut,
+)
 from bench.evaluate import Evaluation, evaluate
 from bench.initial import RANDOM, first_network
 from bench.networks import make_model
@@ -44,7 +55,10 @@ from bench.record import (
     Timing,
 )
 from bench.resolve import load_data, make_budget, make_method
+from bench.saving import Saver, check_device, check_disk
 from bench.seeds import derive
+from bench.sharing import SharedStep
+from bench.signals import stop_requested
 from bench.sources import SourceFiles
 from bench.stack import stackable
 from bench.step import Step, set_precision
@@ -59,6 +73,9 @@ CHANCE_FACTOR = 1.5
 """A final accuracy below this multiple of chance counts as diverged: the papers' `*`."""
 
 
+NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+"""What torch says in plain RuntimeErrors: its allocator on the CPU, CUDA, and its libraries."""
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Parameters of glibc's `mallopt`, from its malloc.h."""
 
@@ -71,11 +88,13 @@ class Ways:
         stack: cells that are computed as one batched network; 1: each alone.
         graph: replays steps as a CUDA graph, on a GPU.
         compiled: `torch.compile` makes the forward and backward passes.
+        strict: a GPU computes by algorithms that give the same bits each time.
     """
 
     stack: int = 1
     graph: bool = True
     compiled: bool = False
+    strict: bool = False
 
 
 ALONE = Ways()
@@ -91,13 +110,16 @@ class Task:
             of those of measured phases.
         device: as torch names it.
         checkpoint_seconds: wall-clock between checkpoints.
-        deadline: Unix time at which to save and stop; infinity: never.
+        deadline: of `time.monotonic`, by which all is to be saved; infinity: never.
+        timeout_seconds: of training and tests, in all tries together, as the record's times count
+            them; then the cell is saved and gives up.
         source: files of the cell's source, if it names one.
         init: where the first weights come from, see `bench.initial`.
         start: folder from which a relative path of the data set starts.
         decoders: processes that decode images.
         ways: how its steps are computed, where the cell allows it.
         timing: whether other cells of the run use the device meanwhile.
+        group: processes that train it together, see `bench.distributed`.
     """
 
     cell: Cell
@@ -116,6 +138,8 @@ class Task:
     decoders: int = 1
     ways: Ways = ALONE
     timing: Timing = "exclusive"
+    timeout_seconds: float = math.inf
+    group: Group = Group()  # noqa: RUF009  frozen
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +161,15 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """The deadline came; the run is saved."""
+    """The cell is saved, and goes on when it is run again.
+
+    Attributes:
+        late: the deadline came, so that no other cell should begin; else somebody asked to stop.
+    """
 
     key: str
     done: int
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,28 +216,50 @@ def moments(task: Task) -> Generator[Event | Trainer, None, None]:
     Yields:
         The trainer, whenever a step of it is due: see `Trainer.moments`. An error of that step is
         to be thrown in: it becomes the cell's record. Between steps, Progress and Note; as the last
-        event Finished, or Stopped at the deadline.
+        event Finished, or Stopped at the deadline or when `bench.signals` says so.
     """
     spec = task.cell.spec
-    attempt = _Attempt(task)
+    attempt = _Attempt(task, task.group.begin(spec.key))
     try:
-        yield from attempt.train()
-        if attempt.stopped:
-            yield Stopped(spec.key, attempt.trainer.cursor.total)
-            return
-        record = attempt.measure()
+        with equal_bits(task.ways.strict):
+            yield from attempt.train()
+            if attempt.stopped:
+                task.group.end(attempt.number, "stopped")
+                yield Stopped(spec.key, attempt.done, late=not stop_requested())
+                return
+            record = attempt.measure()
+    except RankLost:
+        raise
     except Diverged as error:
         record = attempt.record("diverged", str(error))
     except ContractBroken as error:
         record = attempt.record("invalid", str(error))
-    except SourceMissing as error:
+    except TimedOut as error:
+        record = attempt.record("timeout", str(error))
+    except (SourceMissing, NotStored) as error:
         record = attempt.record("failed", str(error))
     except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())  # one line
-        record = attempt.record("failed", reason, traceback=traceback.format_exc())
+        if stop_requested():
+            # The signal may have ended processes that the cell needs: that is no fault of its own.
+            yield Note(spec.key, f"{task.cell.label}: an error while it was to stop ({reason}).")
+            yield Stopped(spec.key, attempt.done)
+            return
+        if out_of_memory(error):
+            record = attempt.record("out-of-memory", reason)
+        else:
+            record = attempt.record("failed", reason, traceback=traceback.format_exc())
     finally:
         attempt.close()
+    task.group.end(attempt.number, record.status, record.reason)
     yield Finished(spec.key, record)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says that there is too little memory, on the device or here."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
 
 
 @dataclass
@@ -216,17 +267,30 @@ class _Attempt:
     """One try at a cell."""
 
     task: Task
+    number: int = 0
     stopped: bool = False
     source_multiple: float = 0.0
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def done(self) -> int:
+        """Steps of the cell so far."""
+        trainer = getattr(self, "trainer", None)
+        return trainer.cursor.total if trainer else 0
 
     def close(self) -> None:
         """Ends the processes that decode images, if there are any."""
         if data := getattr(self, "data", None):
             data.close()
+        if saver := getattr(self, "saver", None):
+            saver.close()
 
-    def build(self) -> None:
-        """Makes the network and everything around it, as before the first step."""
+    def build(self, begun: checkpoint.Begun | None = None) -> None:
+        """Makes the network and everything around it, as before the first step.
+
+        Args:
+            begun: how the run was computed so far, if it is to go on.
+        """
         task, spec = self.task, self.task.cell.spec
         self.device = torch.device(task.device)
         arrays = load_data(spec.dataset, task.recipe, task.data, task.start)
@@ -248,9 +312,15 @@ class _Attempt:
         if task.source is not None and spec.sparsity is not None:
             ones = {name: torch.ones_like(model.get_parameter(name)) for name in self.names}
             source, self.source_multiple = sources.load(task.source, spec.sparsity, ones)
-        ways = task.ways
+        self.ways = ways = task.ways
+        if begun is not None:
+            self.ways = ways = dataclasses.replace(ways, compiled=begun.compiled)
         set_precision(task.recipe)
-        kind = Captured if ways.graph and self.device.type == "cuda" else Step
+        kind: Callable[..., Step] = Step
+        if task.group.size > 1:
+            kind = functools.partial(SharedStep, group=task.group)
+        elif ways.graph and self.device.type == "cuda":
+            kind = Captured
         self.trainer = Trainer(
             self.method,
             model,
@@ -264,6 +334,7 @@ class _Attempt:
             fresh=self.fresh_model,
             layers=count_layers(model, self.info.shape),
             step=functools.partial(kind, compiled=ways.compiled),
+            group=task.group,
         )
         self.apart = stackable(model) if ways.stack > 1 else ""
         self.trainer.width = 1 if self.apart else ways.stack
@@ -290,40 +361,107 @@ class _Attempt:
     def train(self) -> Iterator[Event | Trainer]:
         """Runs to the last step, saving now and then."""
         task, key = self.task, self.task.cell.spec.key
-        self.build()
+        with task.group.in_turn(f"reading {self.number}"):
+            yield from self._start_or_resume()
         if self.apart:
             yield Note(key, f"{task.cell.label} is computed alone, not in a stack: {self.apart}.")
-        if task.checkpoint.exists():
-            try:
-                checkpoint.read(self.trainer, task.checkpoint, key)
-            except CheckpointError as error:
-                aside = task.checkpoint.with_suffix(".damaged")
-                task.checkpoint.replace(aside)
-                yield Note(key, f"{error} It is kept as {aside.name}; the cell starts over.")
-                self.build()
         if self.device.type == "cuda":
             self.trainer.width = 1  # stacks are for the CPU
+        self._check_limits()
+        pace = Pace(task.group)
+        self.stopped, over = pace.agree(stop_requested(), self._over_time())
+        if over:
+            self._give_up()
+        if self.stopped:
+            return
         total = self.trainer.total_steps
-        now = time.time()
-        next_save, next_word = now + task.checkpoint_seconds, now
+        saver = self.saver = Saver(
+            self.trainer, task.checkpoint, key, task.checkpoint_seconds, task.deadline
+        )
+        next_word = time.monotonic()
         for done in self._moments():
             if done is None:
                 yield self.trainer
                 continue
             self.measure_ended()
-            now = time.time()
-            if now >= task.deadline and done < total:
-                checkpoint.write(self.trainer, task.checkpoint, key)
+            now = time.monotonic()
+            stop, save, over = pace.agree(
+                stop_requested() or saver.late(now), saver.due(now), self._over_time()
+            )
+            if stop:
+                yield from self._save()
                 self.stopped = True
                 return
-            if now >= next_save:
-                checkpoint.write(self.trainer, task.checkpoint, key)
-                next_save = time.time() + task.checkpoint_seconds
+            if save:
+                yield from self._save()
+            if over:
+                self._give_up()
             if now >= next_word:
                 yield Progress(key, done, total)
                 yield from self._uncaptured()
                 next_word = now + PROGRESS_SECONDS
         self.measure_ended()
+
+    def _start_or_resume(self) -> Iterator[Note]:
+        """Builds the run, and puts it where the newest checkpoint that is whole was written."""
+        task, key = self.task, self.task.cell.spec.key
+        files = checkpoint.kept(task.checkpoint)
+        for number, path in enumerate(files, start=1):
+            try:
+                begun = checkpoint.begun(path, key)
+                self.build(begun)
+                checkpoint.read(self.trainer, path, key)
+            except CheckpointError as error:
+                aside = path.with_suffix(".damaged")
+                path.replace(aside)
+                last = number == len(files)
+                then = "the cell starts over" if last else "the one before it is tried"
+                yield Note(key, f"{error} It is kept as {aside.name}; {then}.")
+                continue
+            here = checkpoint.place(self.device)
+            if begun.place and begun.place != here:
+                text = f"began on {begun.place} and goes on here, on {here}"
+                yield Note(key, f"{task.cell.label} {text}: its last digits may differ.")
+            return
+        self.build()
+
+    def _check_limits(self) -> None:
+        """Room, before the first step.
+
+        Raises:
+            NotStored, torch.OutOfMemoryError: there is too little.
+        """
+        check_device(self.trainer)
+        if math.isfinite(self.task.checkpoint_seconds):
+            measured = sum(phase.measured for phase in self.trainer.plan)
+            check_disk(self.trainer, self.task.checkpoint, 1 + measured)
+
+    def _over_time(self) -> bool:
+        """Whether the cell has taken too long."""
+        cursor = self.trainer.cursor
+        return cursor.train_seconds + cursor.eval_seconds >= self.task.timeout_seconds
+
+    def _give_up(self) -> NoReturn:
+        """Ends the cell, saved, since it has taken too long.
+
+        Raises:
+            TimedOut: always.
+        """
+        limit, cursor = self.task.timeout_seconds, self.trainer.cursor
+        if saver := getattr(self, "saver", None):
+            with suppress(NotStored):  # there is an older one, or it starts over
+                saver.save()
+        raise TimedOut(
+            f"stopped after {limit / 60:g} minutes, at step {cursor.total} of "
+            f"{self.trainer.total_steps}; with more time it goes on from there"
+        )
+
+    def _save(self) -> Iterator[Note]:
+        """Writes a checkpoint; where it cannot be written, training is worth more than that."""
+        try:
+            self.saver.save()
+        except NotStored as error:
+            yield Note(self.task.cell.spec.key, f"{error}; the last checkpoint stays.")
 
     def _uncaptured(self) -> Iterator[Note]:
         """Says why steps are not replayed, where they should be."""
@@ -345,7 +483,9 @@ class _Attempt:
             ended = self.trainer.ended.pop(0)
             phases = self.trainer.cursor.phases
             path = self.task.masks / f"{phases[ended.index].name}.safetensors"
-            sources.write_masks(path, ended.masks)
+            if self.task.group.leads:
+                with _stored(path):
+                    sources.write_masks(path, ended.masks)
             # The new networks draw initial weights that nobody uses: the run's noise must stay.
             with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
                 phases[ended.index] = self._measured(ended)
@@ -391,7 +531,7 @@ class _Attempt:
             text = "the network has other tensors than the plain one"
             raise ContractBroken(f"{text}: {error}") from error
         with self._evaluation_clock():
-            return model, evaluate(model, self.data.test, self.data)
+            return model, evaluate(model, self.data.test, self.data, self.task.group)
 
     def measure(self) -> Record:
         """Everything a record holds, from the plain network that the method left.
@@ -413,7 +553,9 @@ class _Attempt:
         status, reason = self._judged(found, counts)
         # Tied weights share memory, which safetensors refuses: hence the copies.
         tensors = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
-        write_atomically(self.task.weights, save(tensors))
+        if self.task.group.leads:
+            with _stored(self.task.weights):
+                write_atomically(self.task.weights, save(tensors))
         return self.record(
             status,
             reason,
@@ -492,7 +634,9 @@ class _Attempt:
                     self.task.timing,
                     trainer.width,
                     trainer.hot.replayed,
-                    self.task.ways.compiled and trainer.width == 1,
+                    self.ways.compiled and trainer.width == 1,
+                    level(self.task.ways.strict, self.task.device),
+                    self.task.group.size,
                 ),
             }
         return Record(**(common | measured))
@@ -502,7 +646,8 @@ class _Attempt:
         cursor = self.trainer.cursor
         ended = sum(phase.train_macs or 0.0 for phase in cursor.phases)
         # After an error the device may not answer any more.
-        return ended if status == "failed" else ended + self.trainer.meter.end_phase(cursor.total)
+        broken = status in ("failed", "out-of-memory")
+        return ended if broken else ended + self.trainer.meter.end_phase(cursor.total)
 
     def _counts(self, model: nn.Module, layers: tuple[LayerCount, ...]) -> Counts:
         totals = count_totals(model, layers)
@@ -543,6 +688,19 @@ class _Attempt:
         started = time.perf_counter()
         yield
         self.trainer.cursor.eval_seconds += time.perf_counter() - started
+
+
+@contextmanager
+def _stored(path: Path) -> Iterator[None]:
+    """For writing a result.
+
+    Raises:
+        NotStored: it cannot be written; what was trained goes on from its last checkpoint.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise NotStored(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def _structure(model: nn.Module) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:

@@ -81,7 +81,7 @@ def load(files: SourceFiles, sparsity: float, masks: Mapping[str, Tensor]) -> tu
             raise FileNotFoundError(f"{path}: no such file")  # the finished network is sparser
         weights = load_file(files.weights)
         return Source({n: (weights[n] != 0).to(m) for n, m in masks.items()}), view.multiple
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+    except (OSError, SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise SourceMissing(
             f"{files.weights}: the source's network is not here ({error}). Move its record "
             f"{files.record.name} away to have it trained again."

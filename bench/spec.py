@@ -14,6 +14,14 @@ from bench.errors import SuiteError
 Scalar = bool | int | float | str
 Options = tuple[tuple[str, Scalar], ...]
 
+UNSAFE = {"method": set("/\\"), "model": set("\\")}
+"""What a name may not hold. A slash in a model's is common; file names have `_` for it."""
+
+LONGEST_NAMES = 180
+"""Bytes; a file name has 255, some of them for the rest of the slug and its endings."""
+
+LARGEST = 2**63
+
 
 @dataclass(frozen=True, slots=True)
 class BudgetSpec:
@@ -75,6 +83,26 @@ class CellSpec:
     model_options: Options = ()
     source: str | None = None
     init: str = "random"
+
+    def __post_init__(self) -> None:
+        """Checks what the names of files are made of, and numbers that no key can be made of.
+
+        Specs are read from other people's records: a name must not lead out of the store.
+
+        Raises:
+            SuiteError: names the field, what was found and what is allowed.
+        """
+        for field, name in (("method", self.method), ("model", self.model)):
+            if not name.isprintable() or not name or UNSAFE[field] & set(name):
+                raise SuiteError(f"{field} = {name!r}: no name; give one line without / and \\.")
+        if len(f"{self.method}{self.model}".encode()) > LONGEST_NAMES:
+            raise SuiteError(f"method and model have names of over {LONGEST_NAMES} bytes together.")
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise SuiteError(f"sparsity = {self.sparsity:g}: must lie in [0, 1).")
+        values = [value for _, value in self.options + self.model_options]
+        numbers = [self.seed, self.method_version, self.budget.steps or 0, *values]
+        if not all(-LARGEST <= n < LARGEST for n in numbers if isinstance(n, int)):
+            raise SuiteError("seed, budget, version and options: allowed: integers of 64 bits.")
 
     @property
     def key(self) -> str:

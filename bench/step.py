@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from bench.data import BatchStream
@@ -26,7 +26,7 @@ KINDS = 256
 
 
 def forward(
-    model: nn.Module,
+    model: Callable[[Tensor], Tensor],
     method: SparsityMethod,
     state: TrainState,
     x: Tensor,
@@ -162,4 +162,5 @@ class Step:
         plain = type(self.method).penalty is SparsityMethod.penalty
         if not plain or self.compiled or self.recipe.precision == "bf16":
             return None
-        return written_out(self.state.model, self.recipe.batch, self.recipe.label_smoothing)
+        images = self.stream.plan.images
+        return written_out(self.state.model, images, self.recipe.label_smoothing)

@@ -11,15 +11,16 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import msgspec
 
 from bench.errors import RecordError, SuiteError, UnknownName
-from bench.record import FINAL, SCHEMA, Record, decode, encode
+from bench.record import FINAL, SCHEMA, Amount, Count, Positive, Record, agreeing, decode, encode
 from bench.spec import CellSpec
 
 BULK = frozenset({"layers", "curve", "mask_updates", "last_changes"})
@@ -36,10 +37,10 @@ class Against:
         kept: weights of the narrower network that it counts.
     """
 
-    parameters: int
-    prunable: int
-    dense_macs: int
-    kept: int
+    parameters: Positive
+    prunable: Positive
+    dense_macs: Positive
+    kept: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,10 @@ class Cell:
 
     label: str
     spec: CellSpec
-    steps: int
-    multiple: float
-    updates: int
-    sparsity: float | None = None
+    steps: Count
+    multiple: Amount
+    updates: Count
+    sparsity: Annotated[float, msgspec.Meta(ge=0, lt=1)] | None = None
     against: Against | None = None
     skipped: str = ""
 
@@ -81,15 +82,76 @@ class Manifest:
     cells: tuple[Cell, ...]
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes beside the target, syncs, renames: a reader sees the old file or the new one."""
+def write_atomically(path: Path, content: bytes, former: Path | None = None) -> None:
+    """Writes beside the target, syncs, renames: a reader sees the old file or the new one.
+
+    Args:
+        path: the target.
+        content: all of it.
+        former: where the old file is kept, if there is one.
+
+    Raises:
+        OSError: nothing has changed but perhaps `former`, and nothing half written is left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if former is not None and path.exists():
+            _keep(path, former)
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):  # on a full disk it would only take room
+            temporary.unlink(missing_ok=True)
+        raise
+    _sync_names(path.parent)
+
+
+def write_once(path: Path, content: bytes) -> bool:
+    """As `write_atomically`, but what is there already stays, whoever writes at the same time.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    if path.exists():
+        return False
+    own = path.with_name(f".{path.name}.{os.getpid()}.new")
+    write_atomically(own, content)
+    try:
+        path.hardlink_to(own)
+    except FileExistsError:
+        return False
+    except OSError:  # no links on this file system, where a moment is left for another to be first
+        own.replace(path)
+    finally:
+        own.unlink(missing_ok=True)
+    _sync_names(path.parent)
+    return True
+
+
+def _keep(path: Path, former: Path) -> None:
+    """Gives a file a second name, so that it is never away; its only name where links are not."""
+    former.unlink(missing_ok=True)
+    try:
+        former.hardlink_to(path)
+    except OSError:
+        path.replace(former)
+
+
+def _sync_names(folder: Path) -> None:
+    """Brings a folder's names to the disk: a rename that is lost in a power cut undoes a write."""
+    with suppress(OSError):  # not on Windows, nor on every file system
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 class Store:
@@ -147,15 +209,15 @@ class Store:
         Raises:
             RecordError: a final record of this cell is there already.
         """
-        path = self.path(record.spec)
+        names: Iterable[Path] = [self.path(record.spec)]
         if record.status not in FINAL:
             folder = self.folder / "attempts"
             names = (folder / f"{record.spec.slug}-{n}.json" for n in itertools.count(1))
-            path = next(name for name in names if not name.exists())
-        if path.exists():
-            raise RecordError(f"{path}: this cell has a record already; records are never edited.")
-        write_atomically(path, encode(record))
-        return path
+        content = encode(record)
+        for path in names:
+            if write_once(path, content):
+                return path
+        raise RecordError(f"{path}: this cell has a record already; records are never edited.")
 
     def records(self, *, brief: bool = False) -> Iterator[Record]:
         """Every final record of the suite, in the order of their file names.
@@ -204,7 +266,7 @@ class Store:
             )
         try:
             return msgspec.json.decode(path.read_bytes(), type=Manifest)
-        except (msgspec.MsgspecError, SuiteError) as error:
+        except (msgspec.MsgspecError, SuiteError, ValueError, RecursionError, OSError) as error:
             advice = f"Delete it and run the suite again: sparsebench run {self.suite}"
             raise RecordError(f"{path}: damaged list of cells ({error}). {advice}") from error
 
@@ -242,15 +304,16 @@ def _decode_brief(text: bytes) -> Record | None:
     """The record without its bulk; None where something is wrong, which `decode` puts in words."""
     try:
         found = _brief_decoder().decode(text)
-    except (msgspec.MsgspecError, SuiteError):
+        record = Record(**msgspec.structs.asdict(found))
+        return agreeing(record) if found.schema == SCHEMA else None
+    except (msgspec.MsgspecError, SuiteError, ValueError, RecursionError):
         return None
-    return Record(**msgspec.structs.asdict(found)) if found.schema == SCHEMA else None
 
 
 @functools.cache
 def _brief_decoder() -> msgspec.json.Decoder[Any]:
     """Skips what it does not know, without making objects of it: ten times faster."""
-    types = get_type_hints(Record)
+    types = get_type_hints(Record, include_extras=True)
     light = [field for field in fields(Record) if field.name not in BULK]
     brief = [
         (f.name, types[f.name]) if f.default is MISSING else (f.name, types[f.name], f.default)

@@ -337,10 +337,10 @@ class _Stream:
         self._files, self._order = files, order
         self._margin, self._padding = recipe.crop if augmented else 0, recipe.padding
         self._making = Making.of(recipe, augmented=augmented)
-        self._ahead = _Ahead(files.decoders, self._making, self._jobs, 1, recipe.batch)
+        self._ahead = _Ahead(files.decoders, self._making, self._jobs, 1, order.images)
         self._epoch, self._numbers = -1, torch.empty(0)
         side = recipe.image_size + 2 * self._margin
-        shape = recipe.batch, side, side, 3
+        shape = order.images, side, side, 3
         self._padded = torch.zeros(shape, dtype=torch.uint8, device=files.device)
         self._position = -1
         self.crops = Crops(self._padded, self._margin)
@@ -354,7 +354,7 @@ class _Stream:
 
     def numbers(self, order: Tensor) -> Tensor:
         """(N,) the images of a batch lie there one after the other."""
-        return torch.arange(len(order)) % self._order.batch
+        return torch.arange(len(order)) % self._order.images
 
     def _jobs(self, position: int) -> tuple[Sequence[str], Sequence[int]]:
         epoch, part = self._order.part(position)

@@ -14,6 +14,7 @@ import msgspec
 
 from bench import datasets, folders, recipes
 from bench.errors import SuiteError, UnknownName
+from bench.record import SUITE_NAME
 from bench.spec import BudgetSpec, Scalar
 from methods import STAND_INS, MethodInfo, find_info
 from methods import names as method_names
@@ -132,13 +133,15 @@ def load(name: str) -> Suite:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SuiteError(f"{path}: cannot read the suite: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SuiteError(f"{path}: not a TOML file ({error}).") from error
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", path.stem):
+    if not SUITE_NAME.fullmatch(path.stem):
         raise SuiteError(f"{path}: name the file with letters, digits, '.', '_' and '-' only.")
     if isinstance(raw.get("budget"), dict):
         _convert(raw["budget"], BudgetTable, f"{where}: budget")
     file = _convert(raw, SuiteFile, where)
+    if not file.title.isprintable():
+        raise SuiteError(f"{where}: title = {file.title!r}: give one line.")
     known = datasets.names()
     if file.dataset not in known and not folders.is_folder(file.dataset):
         known += folders.KINDS
@@ -234,7 +237,13 @@ def _model(entry: str | dict[str, Scalar], where: str) -> tuple[str, dict[str, S
 
 
 def _method(name: str, place: str) -> MethodInfo:
-    """What is known of a method, others' own included."""
+    """What is known of a method, others' own included. A suite names no code to load."""
+    if re.search(r"[/:\\]|\.py$", name):
+        raise SuiteError(
+            f"{place}: method = {name!r}: a suite may not name code, as anybody's would run. "
+            "Install the file as a package that offers the method under a name "
+            "(`sparsebench new method` writes one that shows how); to try a file: sparsebench conform FILE.py"
+        )
     try:
         info = STAND_INS.get(name) or find_info(name)
     except ValueError as error:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from bench import checkpoint
 from bench.packing import SETTLED, Fixed, Packing
 from bench.runner import Event, Task, moments
 from bench.stack import Stack, group, stackable
@@ -51,7 +52,7 @@ def run_cells(take: Take, packing: Packing) -> Generator[Event, None, None]:
                     break
                 alone = packing == Fixed(1)
                 # One that goes on may have begun in a stack.
-                new = task.ways.stack == 1 and not task.checkpoint.exists()
+                new = task.ways.stack == 1 and not checkpoint.kept(task.checkpoint)
                 if alone and new and task.device == "cpu":
                     yield from _by_itself(task)
                     continue

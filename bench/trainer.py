@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bench.clock import Stopwatch, wait_for
 from bench.data import BatchStream, Data
+from bench.distributed import ALONE, Group
 from bench.dynamics import Dynamics
 from bench.errors import Diverged
 from bench.evaluate import Evaluation, evaluate
@@ -24,6 +25,7 @@ from bench.prunable import shapes
 from bench.recipes import TIMM_PREFIX, Recipe
 from bench.record import CurvePoint, LayerCount, Least, MaskUpdate, PhaseResult
 from bench.seeds import derive
+from bench.sharing import whole_batch_norm
 from bench.step import Step, data_term, precision
 from methods.api import (
     Budget,
@@ -153,6 +155,7 @@ class Trainer:
         fresh: makes a plain network from the number of a draw, on the device.
         layers: of the plain dense network, counted: what the training costs in theory.
         step: computes the steps, see `bench.step`.
+        group: the ranks that train it together; batches are this one's share of them.
 
     Attributes:
         hot: computes a step.
@@ -176,9 +179,10 @@ class Trainer:
         fresh: Callable[[int], nn.Module] | None = None,
         layers: Sequence[LayerCount] = (),
         step: Callable[..., Step] = Step,
+        group: Group = ALONE,
     ) -> None:
         self.method, self.data, self.recipe = method, data, recipe
-        self.density, self.seed = density, seed
+        self.density, self.seed, self.group = density, seed, group
         self.source, self._fresh = source, fresh
         parameters = dict(model.named_parameters())
         self.budget = dataclasses.replace(budget, shapes=shapes(model, names))
@@ -187,7 +191,8 @@ class Trainer:
         self.cursor = Cursor()
         self.snapshots: dict[str, Snapshot] = {}
         self.generator = torch.Generator().manual_seed(derive(seed, "method"))
-        self.stream = BatchStream(data, recipe, seed, "order")
+        self._share = group.rank, group.size
+        self.stream = BatchStream(data, recipe, seed, "order", share=self._share)
         self._own_streams: dict[bool, BatchStream] = {}
 
         torch.manual_seed(derive(seed, "noise"))  # dropout and gates
@@ -273,6 +278,7 @@ class Trainer:
         with self._training_clock(), self._watched(planned=False), self._cold_hook():
             self.open_probability = self.method.open_probability(self.state)
             self.method.finish(self)
+        self._check(everything=True)
         self.settle()
 
     def compute(self) -> None:
@@ -297,7 +303,12 @@ class Trainer:
         """Training batches from the method's own stream; they are metered."""
         if augmented not in self._own_streams:
             self._own_streams[augmented] = BatchStream(
-                self.data, self.recipe, self.seed, "method", augmented=augmented
+                self.data,
+                self.recipe,
+                self.seed,
+                "method",
+                augmented=augmented,
+                share=self._share,
             )
         for _ in range(count):
             position = self.cursor.drawn
@@ -314,11 +325,13 @@ class Trainer:
         model = self.state.model
         # The forward pass writes its statistics into copies, and draws noise of its own.
         copies = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        with torch.enable_grad():
+            copies |= self.group.leaves(dict(model.named_parameters()))
         with torch.enable_grad(), torch.random.fork_rng(self._rng_devices(images.device)):
             torch.manual_seed(derive(self.seed, "scoring", self.cursor.scored))
             self.cursor.scored += 1
-            self.meter.add_scoring(len(images))
-            with precision(self.recipe, images.device):
+            self.meter.add_scoring(self.group.size * len(images))
+            with precision(self.recipe, images.device), whole_batch_norm(self.group, fused=False):
                 outputs: Tensor = call_with(model, copies, images)
             # In half precision, what a method computes from them would be lost.
             return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
@@ -326,7 +339,8 @@ class Trainer:
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Data term, from `logits`."""
         with torch.enable_grad():
-            return data_term(self.logits(images), labels, self.recipe.label_smoothing)
+            smoothing = self.recipe.label_smoothing
+            return self.group.mean(data_term(self.logits(images), labels, smoothing))
 
     def gradients(self, batches: int = 1, *, augmented: bool = True) -> Scores:
         """Mean gradient of the data term over extra batches, for every weight, masked or not."""
@@ -345,6 +359,7 @@ class Trainer:
             with self._watched(planned=True), self._cold_hook():
                 self.method.update(self)
                 self.method.project(self.state)  # the coming forward pass sees the new masks
+            self._check()
         else:
             self._set_clock()
         self.stream.seek(cursor.position)
@@ -379,11 +394,13 @@ class Trainer:
             if self.phase.rewind_to is not None:
                 self._rewind(self.snapshots[self.phase.rewind_to])
             self.method.project(self.state)
+        self._check()
         self.hot.begin()
 
     def _leave(self) -> None:
         phase, cursor = self.phase, self.cursor
         self.settle()  # what comes now waits for the device, and is no training
+        self._check(everything=True)
         if phase.save_as is not None:
             self.snapshots[phase.save_as] = self._snapshot()
         masks = self.state.masks
@@ -481,7 +498,7 @@ class Trainer:
     def _validate(self) -> Evaluation:
         self.settle()
         started = time.perf_counter()
-        found = evaluate(self.state.model, self.data.validation, self.data)
+        found = evaluate(self.state.model, self.data.validation, self.data, self.group)
         self.state.model.train()
         self.cursor.eval_seconds += time.perf_counter() - started
         return found
@@ -493,6 +510,7 @@ class Trainer:
         with self._training_clock():
             losses = self.losses[:count].cpu()  # a GPU has done all these steps now, not before
         finite = torch.isfinite(losses)
+        self._check()  # masks may change in steps too
         if not finite.all():
             step = cursor.total - count + int(finite.int().argmin()) + 1
             raise Diverged(f"the loss of step {step} of {self.total_steps} is not finite")
@@ -510,6 +528,20 @@ class Trainer:
                 found.top1 if found else None,
             )
         )
+
+    def _check(self, everything: bool = False) -> None:
+        """Compares the masks of all ranks, and the network if asked to.
+
+        Raises:
+            RanksDiffer: they have come to different ones.
+        """
+        if self.group.size == 1:
+            return
+        cursor, tensors = self.cursor, {f"mask of {n}": m for n, m in self.state.masks.items()}
+        if everything:
+            tensors |= self.state.model.state_dict()
+        where = f"after step {cursor.total}, phase {self.phase.name}, mask update {cursor.updates}"
+        self.group.check(tensors, where)
 
     @staticmethod
     def _rng_devices(device: torch.device) -> list[torch.device]:

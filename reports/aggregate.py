@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +13,7 @@ from bench.record import FINAL, Counts, Record, Status, landed
 from bench.spec import CellSpec, Options
 from bench.store import Cell, Manifest
 
-CellStatus = Status | Literal["missing", "skipped"]
+CellStatus = Status | Literal["missing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,20 +201,36 @@ def aggregate(manifest: Manifest, records: Iterable[Record]) -> Results:
         # Seeds of one row have sources of different keys.
         spec = dataclasses.replace(asked_spec(cell), seed=0, source=None)
         questions.setdefault((cell.label, spec), []).append((key, cell))
-    rows = tuple(
-        Row(
-            label,
-            tuple(asked_spec(cell) for _, cell in asked),
-            tuple(as_seen(cell, found.get(key)) for key, cell in asked),
-            tuple(key for key, _ in asked),
-            together([cell.skipped for _, cell in asked]),
-            labels.get(asked[0][1].spec.source or "", ""),
-            asked[0][1].against is not None,
-            tuple(cell.skipped for _, cell in asked),
-        )
-        for (label, _), asked in questions.items()
-    )
+    rows = tuple(joined(label, asked, found, labels) for (label, _), asked in questions.items())
     return Results(rows, len(found.keys() - labels.keys()))
+
+
+def joined(
+    label: str,
+    asked: Sequence[tuple[str, Cell]],
+    found: Mapping[str, Record],
+    labels: Mapping[str, str],
+) -> Row:
+    """One row with the records of its seeds."""
+    skips = tuple(cell.skipped or why_skipped(found.get(key)) for key, cell in asked)
+    first = asked[0][1]
+    return Row(
+        label,
+        tuple(asked_spec(cell) for _, cell in asked),
+        tuple(as_seen(cell, found.get(key)) for key, cell in asked),
+        tuple(key for key, _ in asked),
+        together(skips),
+        labels.get(first.spec.source or "", ""),
+        first.against is not None,
+        skips,
+    )
+
+
+def why_skipped(record: Record | None) -> str:
+    """Why a cell turned out not to be runnable once it was tried; empty where it did not."""
+    if record is None or record.status != "skipped":
+        return ""
+    return record.reason or "its record gives no reason"
 
 
 def together(skips: Sequence[str]) -> str:
@@ -230,7 +246,7 @@ def asked_spec(cell: Cell) -> CellSpec:
 
 def as_seen(cell: Cell, record: Record | None) -> Record | None:
     """The record as the row sees it: the round that landed there, ratios against the full width."""
-    if record is None or cell.skipped:
+    if record is None or cell.skipped or record.status == "skipped":
         return None
     if cell.against is not None:
         counts = record.counts and dataclasses.replace(

@@ -117,7 +117,7 @@ def read_baseline(text: bytes, where: str, suite: str | None = None) -> Baseline
     advice = f"Restore it, or write it again: sparsebench baseline {suite or ''}".rstrip()
     try:
         baseline = msgspec.json.decode(text, type=Baseline)
-    except (msgspec.MsgspecError, SuiteError) as error:
+    except (msgspec.MsgspecError, SuiteError, ValueError, RecursionError) as error:
         raise RecordError(f"{where}: damaged baseline ({error}). {advice}") from error
     if baseline.schema not in READABLE or baseline.suite != (suite or baseline.suite):
         raise RecordError(

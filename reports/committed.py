@@ -42,6 +42,13 @@ WRITING = ("--check", "--out", "--write")
 
 COMMAND, END = re.compile(r"<!-- (sparsebench\b.*) -->"), "<!-- end -->"
 
+FENCE, CODE = re.compile(r" {0,3}(`{3,}|~{3,})"), re.compile(r"`[^`\n]*`")
+"""How a block of code begins, and code within a line."""
+
+COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
+LIKE_A_MARK = re.compile(r"\bsparsebench\b|\bleaderboard\s*:", re.IGNORECASE)
+"""A comment with this is a mark, or an error: a table that is passed over would never be checked."""
+
 
 def _leaderboard() -> str:
     from reports.leaderboard import leaderboard
@@ -138,34 +145,59 @@ def write(document: Document) -> None:
 
 def _document(path: Path, run: Run) -> Document:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8")  # its ends of lines are kept
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot read the document ({error}).") from error
     lines = text.split("\n")
-    found = list(blocks(lines, str(path)))
+    found = list(blocks([line.removesuffix("\r") for line in lines], str(path)))
     for block in reversed(found):  # from below, so that the numbers above stay true
-        content = made(block, str(path), run).strip()
-        lines[block.start + 1 : block.stop] = ["", *content.split("\n"), ""]
+        content = ["", *made(block, str(path), run).strip().split("\n"), ""]
+        end = "\r" if lines[block.start].endswith("\r") else ""
+        lines[block.start + 1 : block.stop] = [line + end for line in content]
     return Document(path, text, "\n".join(lines), len(found))
 
 
 def blocks(lines: Sequence[str], where: str) -> Iterator[Block]:
     """The tables of a document. A mark stands alone on its line, without an indent.
 
+    What stands between a table's marks is not looked at, nor is what a reader sees as code.
+
     Raises:
-        UsageError: a mark has no end; names `where` and the line.
+        UsageError: a mark has no end or is written wrongly; names `where` and the line.
     """
     begun: tuple[int, str, str] | None = None
+    fence = ""
+    others = [""] * len(lines)
     for number, line in enumerate(lines):
         if begun is not None and line == begun[2]:
             yield Block(begun[0], number, begun[1])
             begun = None
+        elif begun is None and (fence or FENCE.match(line)):
+            fence = _fence(fence, line)
         elif (mark := _mark(line)) is not None:
             if begun is not None:
                 break
             begun = (number, *mark)
+        elif begun is None:
+            others[number] = line
     if begun is not None:
         raise UsageError(f"{where}:{begun[0] + 1}: this table has no end; expected {begun[2]}.")
+    for comment in COMMENT.finditer(CODE.sub("", "\n".join(others))):
+        if LIKE_A_MARK.search(comment[0]):
+            number = comment.string.count("\n", 0, comment.start()) + 1
+            raise UsageError(
+                f"{where}:{number}: this looks like a table's mark and is none; one stands alone on "
+                f"its line, without an indent: `<!-- sparsebench report SUITE -->`, at the end `{END}`."
+            )
+
+
+def _fence(fence: str, line: str) -> str:
+    """What ends the block of code that goes on after a line; empty where none does."""
+    match = FENCE.match(line)
+    if not fence:
+        return match[1] if match else ""
+    ends = match is not None and match[1].startswith(fence) and line.strip() == match[1]
+    return "" if ends else fence
 
 
 def _mark(line: str) -> tuple[str, str] | None:
@@ -205,6 +237,8 @@ def _words(command: str) -> list[str]:
         raise UsageError(f"{command}: not a command ({error}).") from error
     if not words or words[0] not in READING:
         raise UsageError(f"{command}: not allowed here; allowed are {', '.join(READING)}.")
+    if "--help" in words:
+        raise UsageError(f"{command}: --help is not allowed here, as it prints no table.")
     if wrong := [word for word in words if word.split("=")[0] in WRITING]:
         raise UsageError(f"{command}: {wrong[0]} is not allowed here, as it does more than print.")
     return words

@@ -184,7 +184,7 @@ def failures(rows: Iterable[Row], attempts: Iterable[Record]) -> Iterator[str]:
         for spec, key, record in zip(row.specs, row.keys, row.records, strict=True):
             if record is None and key in last:
                 reason = " ".join(last[key].reason.split())
-                yield f"{name_text(row)}, seed {spec.seed}: failed: {reason}"
+                yield f"{name_text(row)}, seed {spec.seed}: {last[key].status}: {reason}"
 
 
 def varies(rows: Iterable[Row], text: Callable[[CellSpec], str]) -> bool:

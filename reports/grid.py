@@ -11,7 +11,7 @@ from reports.aggregate import Row
 from reports.cells import Asked, Cell, Figure, Grid, Line, Plan
 from reports.fields import FIELDS, Field
 from reports.grid_notes import Below, lettered, notes
-from reports.matching import Ambiguous, Found, Matcher, from_manifest, read
+from reports.matching import Ambiguous, Contradiction, Found, Matcher, from_manifest, read
 from reports.papers import PublishedCell
 from reports.protocol import reasons
 from reports.ranking import noisy, ranked, sizes
@@ -30,7 +30,8 @@ def build(spec: TableSpec, records: Path | Iterable[Found], statistics: bool = F
         statistics: also tells which differences are more than noise.
 
     Raises:
-        RecordError: a record is damaged or was edited; names the file.
+        RecordError: a record is damaged or was edited, or two suites hold different results of one
+            cell; names the files.
         UsageError: several rows of records fit one cell; says what tells them apart.
     """
     found = read(records, spec) if isinstance(records, Path) else tuple(records)
@@ -63,7 +64,8 @@ def build(spec: TableSpec, records: Path | Iterable[Found], statistics: bool = F
 def filled(sources: Iterable[Store]) -> Iterator[Grid]:
     """Every table of ours that these suites have more for than dense networks.
 
-    One that is ambiguous is left out: it takes a spec with filters of its own.
+    One that is ambiguous, or for which two suites have different results of a cell, is left out:
+    it takes a spec with filters of its own.
 
     Raises:
         RecordError: a record is damaged or was edited; names the file.
@@ -73,7 +75,7 @@ def filled(sources: Iterable[Store]) -> Iterator[Grid]:
         spec = load(name)
         found = [one for s, m in manifests if (one := from_manifest(s, m, spec)).rows]
         if any(row.finished for one in found for row in one.rows):
-            with contextlib.suppress(Ambiguous):
+            with contextlib.suppress(Ambiguous, Contradiction):
                 grid = build(spec, found)
                 if grid.has_records:
                     yield grid

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.errors import UsageError
+from bench.errors import RecordError, UsageError
 from bench.record import Record
 from bench.spec import CellSpec, Options
 from bench.store import Cell, Manifest, Store
@@ -23,6 +23,10 @@ SMALL = "small_dense"
 
 class Ambiguous(UsageError):
     """Several rows of records fit one cell of a table, and are not the same question."""
+
+
+class Contradiction(RecordError):
+    """Two suites hold different results of one cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,17 +190,26 @@ def passes(spec: CellSpec, suite: str, filters: Filters) -> bool:
 
 
 def joined(group: Sequence[tuple[str, Row]]) -> Candidate:
-    """Rows that ask the same, each cell of theirs once, those with records first."""
+    """Rows that ask the same, each cell of theirs once, those with records first.
+
+    Raises:
+        Contradiction: two suites have different results of one cell; names both.
+    """
     if len(group) == 1:
         return Candidate((group[0][0],), group[0][1])
     cells: dict[str, tuple[CellSpec, Record | None, str]] = {}
-    for _, row in group:
+    origins: dict[str, str] = {}
+    for suite, row in group:
         skips = row.skips or (row.skipped,) * row.asked
         for key, spec, record, skip in zip(row.keys, row.specs, row.records, skips, strict=True):
             # One cell of several rounds answers rows of several sparsities.
             name = f"{key} {spec.sparsity}"
-            if name not in cells or cells[name][1] is None:
+            known = cells[name][1] if name in cells else None
+            if known is None:
                 cells[name] = spec, record, skip
+                origins[name] = suite
+            elif record is not None and result(known) != result(record):
+                raise Contradiction(contradiction((origins[name], known), (suite, record)))
     first = group[0][1]
     reasons = [skip for _, _, skip in cells.values()]
     row = dataclasses.replace(
@@ -208,6 +221,24 @@ def joined(group: Sequence[tuple[str, Row]]) -> Candidate:
         skips=tuple(reasons),
     )
     return Candidate(tuple(dict.fromkeys(suite for suite, _ in group)), row)
+
+
+def result(record: Record) -> str:
+    """What a cell came to, without its seconds; two that are no number are alike."""
+    return repr((record.status, record.top1, record.top5, record.counts))
+
+
+def contradiction(*told: tuple[str, Record]) -> str:
+    """Which records of one cell differ, and what to do."""
+    texts = [
+        f"{suite}/{record.spec.slug}.json ({record.status}"
+        f"{'' if record.top1 is None else f', top-1 {record.top1:.6g} %'})"
+        for suite, record in told
+    ]
+    return (
+        f"{' and '.join(texts)}: two different results of one cell. "
+        "Name one suite to report on, or say which in [filters] of the spec: suite."
+    )
 
 
 def rounds(row: Row) -> tuple[Row, ...]:

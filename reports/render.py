@@ -124,12 +124,16 @@ def as_markdown(table: Table) -> str:
     """A section with a pipe table and a list of notes."""
 
     def text(one: Text) -> str:
-        escaped = one.text.replace("|", "\\|")
-        return f"**{escaped}**" if one.bold else escaped
+        return f"**{markdown(one.text)}**" if one.bold else markdown(one.text)
 
     lines = [[text(one) for one in line] for line in table.lines]
-    words = table.headers[: table.words]
-    return section(table.title, table.headers, lines, words, table.notes)
+    headers = [markdown(name) for name in table.headers]
+    return section(table.title, headers, lines, headers[: table.words], table.notes)
+
+
+def markdown(text: str) -> str:
+    """Text of a cell, with what would end the cell or its line escaped."""
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def as_latex(table: Table) -> str:
@@ -245,7 +249,7 @@ def as_csv(grid: Grid) -> str:
 
 
 NUMBERS: dict[str, Callable[[Cell], object]] = {
-    "text": lambda cell: cell.words,
+    "text": lambda cell: ours(cell),
     "mean": lambda cell: cell.mean,
     "sd": lambda cell: cell.deviation,
     "n": lambda cell: len(cell.samples),
@@ -255,7 +259,8 @@ NUMBERS: dict[str, Callable[[Cell], object]] = {
     "low": lambda cell: cell.interval and cell.interval.low,
     "high": lambda cell: cell.interval and cell.interval.high,
     "rank": lambda cell: cell.rank,
-    "published": lambda cell: "did not converge" if cell.published.failed else cell.published.text,
+    "published": lambda cell: "" if cell.published.value is None else cell.published.text,
+    "published text": lambda cell: "did not converge" if cell.published.failed else cell.published.text,
     "published sd": lambda cell: cell.published.deviation,
     "unverified": lambda cell: "yes" if cell.published.unverified else "",
     "difference": lambda cell: cell.difference,

@@ -22,7 +22,7 @@ method's defaults: a record with others is another variant and stands in no cell
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -40,6 +40,9 @@ FOLDER = Path(__file__).parent / "tables"
 
 Layout = Literal["methods", "fields", "rounds"]
 
+DIGITS = 10
+"""Most decimals of an accuracy that a table can show."""
+
 HEADINGS = {"sparsity": "target ratio", "density": "density"}
 """Of the column with the targets, in the papers' words."""
 
@@ -56,8 +59,8 @@ class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def with_own(self, other: Filters) -> Filters:
         """These, with what `other` gives in their place."""
-        own = {name: value for name, value in msgspec.structs.asdict(other).items() if value}
-        return msgspec.structs.replace(self, **own)
+        own = msgspec.structs.asdict(other).items()
+        return msgspec.structs.replace(self, **{k: v for k, v in own if v is not None})
 
 
 class ModelForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -201,6 +204,9 @@ def resolve(form: TableForm, path: Path) -> TableSpec:
     if not (form.rows and form.columns and methods) or (is_grid and form.methods):
         needs = "rows and columns" if is_grid else "rows, columns and methods"
         raise SuiteError(f"{where}: layout {form.layout!r} takes {needs}, none of them empty.")
+    if not 0 <= form.digits <= DIGITS:
+        raise SuiteError(f"{where}: digits = {form.digits}: give 0 to {DIGITS}.")
+    once(where, form)
     figures = (form.figure,) if is_grid else form.columns
     for name in figures:
         if name not in FIELDS:
@@ -232,6 +238,22 @@ def resolve(form: TableForm, path: Path) -> TableSpec:
         paper=names.paper,
         table=names.table,
     )
+
+
+def once(where: str, form: TableForm) -> None:
+    """Checks that no column, method or target is given twice.
+
+    Raises:
+        SuiteError: one is; names it.
+    """
+    lists: dict[str, Sequence[object]] = {"columns": form.columns, "methods": form.methods}
+    for index, row in enumerate(form.rows):
+        place = f"rows[{index}].targets"
+        lists[place] = [percent(target, f"{where}: {place}") for target in row.targets]
+    for place, entries in lists.items():
+        for index, entry in enumerate(entries):
+            if entry in entries[:index]:
+                raise SuiteError(f"{where}: {place}[{index}]: the same as another; give it once.")
 
 
 def published(form: TableForm, where: str) -> tuple[Paper | None, PaperTable | None]:
@@ -319,6 +341,11 @@ class Names:
         if not 0 <= share <= 1:
             raise SuiteError(f"{where}: {target!r} lies outside 0% to 100%.")
         return 1 - share if self.form.target == "density" else share
+
+
+def percent(target: str, where: str) -> Decimal | None:
+    """A target as a number, whatever its digits; None where there is none."""
+    return papers.decimal(target, where) if target else None
 
 
 def ordered(options: Mapping[str, Scalar]) -> Options:

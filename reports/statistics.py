@@ -33,7 +33,7 @@ class Pooled:
     """Standard deviation of one run, pooled over cells, and its degrees of freedom."""
 
     sd: float
-    freedom: int
+    freedom: float
 
 
 @dataclass(frozen=True, slots=True)

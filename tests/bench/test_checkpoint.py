@@ -6,12 +6,17 @@ for every method, and in `tests/faults` for a process that is killed.
 
 from __future__ import annotations
 
+import errno
+import io
 import itertools
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 
 from bench import checkpoint
 from bench.checkpoint import read, tensor_hash, write
@@ -153,6 +158,125 @@ def test_a_flipped_bit_anywhere_is_found(path):
         path.write_bytes(content)
         with pytest.raises(CheckpointError):
             read(tiny_trainer("rigl"), path, KEY)
+
+
+def rewritten(path: Path, **changes: str | None) -> None:
+    """Changes a checkpoint's header, as another version or a stranger would, with a right hash."""
+    with safe_open(path, framework="pt") as file:
+        header = dict(file.metadata())
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    header.pop("digest")
+    header |= {name: value for name, value in changes.items() if value is not None}
+    for name, value in changes.items():
+        if value is None:
+            header.pop(name)
+    header["digest"] = checkpoint._digest(header, tensors)
+    path.write_bytes(save(tensors, metadata=header))
+
+
+def test_other_types_or_shapes_of_the_same_bytes_are_found(path):
+    write(advanced(3), path, KEY)
+    with safe_open(path, framework="pt") as file:
+        header = dict(file.metadata())
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for changed in (tensors["losses"].view(torch.int32), tensors["losses"].reshape(1, -1)):
+        path.write_bytes(save(tensors | {"losses": changed}, metadata=header))
+        with pytest.raises(CheckpointError, match="its content changed"):
+            read(tiny_trainer("rigl"), path, KEY)
+
+
+def test_a_checkpoint_from_before_its_way_was_recorded_still_goes_on(path):
+    wanted = ended(tiny_trainer("rigl"))
+    write(advanced(13), path, KEY)
+    rewritten(path, layout=None, compiled=None, place=None)
+    assert checkpoint.begun(path, KEY) == checkpoint.Begun(1, False, "")
+    resumed = tiny_trainer("rigl")
+    read(resumed, path, KEY)
+    assert ended(resumed) == wanted
+
+
+def test_a_checkpoint_says_how_its_run_was_computed(path):
+    one = advanced(3)
+    one.width = 4
+    one.hot.compiled = True
+    write(one, path, KEY)
+    found = checkpoint.begun(path, KEY)
+    assert (found.stack, found.compiled) == (4, True)
+    assert found.place == checkpoint.place(torch.device("cpu"))
+    assert f"1 thread, torch {torch.__version__}" in found.place
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100])
+def test_how_a_damaged_run_was_computed_is_not_told(content, path):
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{path.name}: damaged checkpoint"):
+        checkpoint.begun(path, KEY)
+
+
+def test_its_size_is_foreseen(path):
+    trainer = advanced(3)
+    write(trainer, path, KEY)
+    header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    assert path.stat().st_size - header == checkpoint.size(trainer)
+
+
+def steps_in(path: Path) -> int:
+    trainer = tiny_trainer("rigl")
+    read(trainer, path, KEY)
+    return trainer.cursor.total
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_checkpoint_before_the_newest_is_kept(links, path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    trainer = tiny_trainer("rigl")
+    for done in trainer.run():
+        write(trainer, path, KEY)
+        files = checkpoint.kept(path)
+        assert [steps_in(file) for file in files] == [done, done - 1][: done if done < 2 else 2]
+        if done == 4:
+            break
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        "run.safetensors",
+        "run.safetensors.previous",
+    ]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT])
+@pytest.mark.parametrize("breaks", ["open", "write", "fsync", "replace"])
+def test_a_disk_that_refuses_keeps_the_checkpoint_and_nothing_half(
+    breaks, number, path, monkeypatch
+):
+    trainer = tiny_trainer("rigl")
+    steps = trainer.run()
+    for _ in range(2):
+        next(steps)
+        write(trainer, path, KEY)
+    next(steps)
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    class Full(io.FileIO):
+        def write(self, content):
+            super().write(bytes(content)[:100])
+            refuse()
+
+    with monkeypatch.context() as patched:
+        if breaks == "write":
+            patched.setattr(Path, "open", lambda self, mode: Full(self, mode))
+        else:
+            place = os if breaks == "fsync" else Path
+            patched.setattr(place, breaks, refuse)
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+            write(trainer, path, KEY)
+    assert steps_in(checkpoint.kept(path)[0]) == 2
+    assert not list(path.parent.glob("*.tmp")) + list(path.parent.glob(".*"))
 
 
 @pytest.mark.parametrize("breaks", ["fsync", "replace"])

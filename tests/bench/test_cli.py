@@ -571,8 +571,8 @@ def test_a_terminal_sees_a_bar_with_the_time_left(tmp_path, monkeypatch):
     os.close(main)
     text = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", bytes(seen)).decode()
     assert "[1/2] " in text
-    assert "2/2 cells, 1 not ok" in text
-    assert "100/100 steps, left" in text
+    assert "2/2 cells, 0 running, 1 not ok" in text
+    assert "50/50 steps, " in text  # of 100: those before the first word were of an earlier run
     assert re.search(r"\d:\d\d:\d\d", text)
 
 

@@ -258,7 +258,7 @@ def run(tmp_path_factory):
     )
     store = Store(folder / "records", "tiny")
     train(plan, store, list(plan.manifest.cells), Settings("cpu", workers=1))
-    assert verdict(store, list(plan.manifest.cells), float("inf")) == DONE
+    assert verdict(store, list(plan.manifest.cells)) == DONE
     return plan, store
 
 
@@ -332,7 +332,7 @@ def test_what_starts_from_a_cell_that_diverged_is_skipped_with_the_reason(tmp_pa
     for name in CONTROLS:
         assert cell_of(ended, f"dpf: {name}").skipped == reason
     assert left(store, list(ended.manifest.cells)) == 0
-    assert verdict(store, list(ended.manifest.cells), float("inf")) == CELL_FAILED
+    assert verdict(store, list(ended.manifest.cells)) == CELL_FAILED
     assert f"skipped: dpf: random masks, lenet_300_100: {reason}" in stored_table(store)
 
 

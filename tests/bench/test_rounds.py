@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bench import runner
+from bench import runner, saving
 from bench.datasets import DATASETS
 from bench.launch import CELL_FAILED, DONE, Settings, chosen, left, train, verdict
 from bench.networks import probe
@@ -85,7 +85,7 @@ def launched(path, records, only=None):
     store = Store(records, plan.manifest.suite)
     cells = chosen(plan, only)
     train(plan, store, cells, Settings("cpu", workers=1))
-    return plan, store, verdict(store, cells, float("inf"))
+    return plan, store, verdict(store, cells)
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +324,7 @@ def stopped(task, monkeypatch):
     """Stops a run at deadlines: the steps done go through all parts of a round."""
     done = []
     for _ in range(6):
-        *_, event = run_cell(dataclasses.replace(task, deadline=runner.time.time() + 15))
+        *_, event = run_cell(dataclasses.replace(task, deadline=runner.time.monotonic() + 15))
         assert isinstance(event, Stopped)
         done.append(event.done)
     assert len({steps % 16 for steps in done}) >= 5
@@ -342,8 +342,9 @@ def test_a_run_left_in_the_middle_of_rounds_ends_like_one_that_was_not(how, tmp_
     store, undisturbed = (Store(tmp_path / name, "tiny") for name in ("records", "undisturbed"))
     # A second passes with each look at the clock, so that it saves after about three steps.
     seconds = itertools.count()
-    clock = SimpleNamespace(time=lambda: next(seconds), perf_counter=time.perf_counter)
+    clock = SimpleNamespace(monotonic=lambda: next(seconds), perf_counter=time.perf_counter)
     monkeypatch.setattr(runner, "time", clock)
+    monkeypatch.setattr(saving, "time", clock)
     (task,) = tasks_of(plan_of(path), store, checkpoint_seconds=3)
     how(task, monkeypatch)
     *_, last = run_cell(task)

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
+import itertools
 import math
+import os
 import re
+import shutil
+import signal
+import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,12 +21,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from bench import resolve, runner
+from bench import checkpoint, resolve, runner, signals, step
 from bench.checkpoint import tensor_hash
 from bench.data import Split
 from bench.executors import execute
 from bench.record import PhaseResult, decode
-from bench.runner import Finished, Note, Progress
+from bench.runner import Finished, Note, Progress, Stopped, Ways
+from bench.saving import Saver
 from bench.store import Store
 from bench.together import run_cell
 from bench.trainer import Trainer
@@ -463,3 +471,319 @@ def test_a_bug_in_a_hook_is_a_failure_and_leaves_no_checkpoint(tmp_path, monkeyp
     assert events[-1].record.status == "failed"
     assert "ZeroDivisionError" in events[-1].record.traceback
     assert not task.checkpoint.exists()
+
+
+def one_task(tmp_path, methods="[methods.rigl]", **changes):
+    """The only cell of a suite."""
+    suite = write_suite(tmp_path, methods)
+    (task,) = tasks_of(plan_of(suite), Store(tmp_path / "records", "tiny"), **changes)
+    return task
+
+
+def asked_after(monkeypatch, steps, ask=signals.request):
+    """Somebody asks to stop once so many more steps are done; the number of the step."""
+    count = itertools.count(1)
+    step = Trainer._count_step
+
+    def counted(self):
+        step(self)
+        if next(count) == steps:
+            ask()
+
+    monkeypatch.setattr(Trainer, "_count_step", counted)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 43, 44])
+def test_a_cell_that_is_asked_to_stop_finishes_its_step_and_goes_on_where_it_was(
+    steps, tmp_path, monkeypatch
+):
+    task = one_task(tmp_path)
+    *_, wanted = run_cell(task)
+    with monkeypatch.context() as patched, signals.listen():
+        asked_after(patched, steps)
+        *_, stopped = run_cell(task)
+    assert stopped == Stopped(task.cell.spec.key, steps)
+    assert checkpoint.kept(task.checkpoint)
+    *_, last = run_cell(task)
+    assert the_same(last.record) == the_same(wanted.record)
+
+
+def test_a_cell_that_is_asked_to_stop_before_its_first_step_does_none(tmp_path):
+    task = one_task(tmp_path)
+    with signals.listen():
+        signals.request()
+        assert list(run_cell(task)) == [Stopped(task.cell.spec.key, 0)]
+    assert not checkpoint.kept(task.checkpoint)
+
+
+def test_an_error_while_it_is_to_stop_is_not_the_cells(tmp_path, monkeypatch):
+    @dataclass(frozen=True)
+    class Interrupted(Broken):
+        def update(self, run):
+            signals.request()
+            raise RuntimeError("a helping process is gone")
+
+    register(monkeypatch, "interrupted", Interrupted, "none")
+    task = one_task(tmp_path, "[methods.interrupted]")
+    with signals.listen():
+        *_, note, last = run_cell(task)
+    assert note.text == (
+        "interrupted: an error while it was to stop (RuntimeError: a helping process is gone)."
+    )
+    assert last == Stopped(task.cell.spec.key, 7)
+
+
+def test_a_cell_that_takes_too_long_is_saved_and_goes_on_with_more_time(tmp_path):
+    task = one_task(tmp_path)
+    *_, wanted = run_cell(task)
+    limited = dataclasses.replace(task, timeout_seconds=0.02)
+    *_, first = run_cell(limited)
+    record = first.record
+    assert record.status == "timeout"
+    assert 0 < record.steps < 44
+    assert record.reason == (
+        f"stopped after {0.02 / 60:g} minutes, at step {record.steps} of 44; with more time it "
+        "goes on from there"
+    )
+    assert record.times.train_seconds + record.times.eval_seconds >= 0.02
+    *_, again = run_cell(limited)  # what it took before counts
+    assert (again.record.status, again.record.steps) == ("timeout", record.steps)
+    *_, last = run_cell(task)
+    assert the_same(last.record) == the_same(wanted.record)
+
+
+def test_a_cell_that_took_too_long_is_kept_aside_with_its_checkpoint(tmp_path):
+    suite = write_suite(tmp_path)
+    records = tmp_path / "records"
+    (first,) = train(suite, records, timeout_seconds=0.01)
+    store = Store(records, "tiny")
+    assert first.status == "timeout"
+    assert [record.status for record in store.attempts()] == ["timeout"]
+    assert checkpoint.kept(store.checkpoint(first.spec))
+    assert train_one(suite, records).status == "ok"
+    assert not list(store.checkpoint(first.spec).parent.iterdir())
+
+
+CPU_SAYS = (
+    "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you "
+    "tried to allocate 4000000000 bytes."
+)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 4 GiB"),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError(CPU_SAYS),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_has_a_status_and_keeps_what_was_trained(error, tmp_path, monkeypatch):
+    there_is_enough = []
+
+    @dataclass(frozen=True)
+    class Large(SparsityMethod):
+        def plan(self, budget, density):
+            return (Phase("train", budget.steps, updates=Cadence(1, 7)),)
+
+        def update(self, run):
+            if run.step == 14 and not there_is_enough:
+                raise error
+
+    register(monkeypatch, "large", Large, "none")
+    suite = write_suite(tmp_path, "[methods.large]")
+    records = tmp_path / "records"
+    first = train_one(suite, records, checkpoint_seconds=0)
+    assert (first.status, first.steps, first.traceback) == ("out-of-memory", 14, "")
+    assert first.reason == f"{type(error).__name__}: {error}"
+    store = Store(records, "tiny")
+    assert [record.status for record in store.attempts()] == ["out-of-memory"]
+    assert checkpoint.kept(store.checkpoint(first.spec))
+    there_is_enough.append(True)
+    assert the_same(train_one(suite, records)) == the_same(train_one(suite, tmp_path / "other"))
+
+
+def test_an_allocation_that_no_machine_can_make_is_too_little_memory():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert runner.out_of_memory(caught.value)
+    with pytest.raises(MemoryError) as other:
+        np.empty(2**60, dtype=np.uint8)
+    assert runner.out_of_memory(other.value)
+    assert not runner.out_of_memory(RuntimeError("a mistake"))
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_costs_checkpoints_and_not_the_training(tmp_path, monkeypatch):
+    task = one_task(tmp_path, checkpoint_seconds=0)
+    *_, wanted = run_cell(dataclasses.replace(task, checkpoint_seconds=60))
+    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    events = list(run_cell(task))
+    assert {event.text for event in events if isinstance(event, Note)} == {
+        f"{task.checkpoint}: cannot be written (No space left on device); "
+        "the last checkpoint stays."
+    }
+    assert the_same(events[-1].record) == the_same(wanted.record)
+
+
+def test_weights_that_cannot_be_written_leave_the_checkpoint_for_the_next_run(
+    tmp_path, monkeypatch
+):
+    suite = write_suite(tmp_path, "[methods.rigl]")
+    wanted = the_same(train_one(suite, tmp_path / "undisturbed"))
+    records = tmp_path / "records"
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "write_atomically", full)
+        failed = train_one(suite, records, checkpoint_seconds=0)
+    store = Store(records, "tiny")
+    path = store.weights(failed.spec)
+    assert (failed.status, failed.traceback) == ("failed", "")
+    assert failed.reason == f"{path}: cannot be written (No space left on device)"
+    assert checkpoint.kept(store.checkpoint(failed.spec))
+    assert the_same(train_one(suite, records)) == wanted
+
+
+def test_a_cell_for_which_there_is_no_room_says_so_before_it_trains(tmp_path, monkeypatch):
+    task = one_task(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    *_, last = run_cell(task)
+    assert (last.record.status, last.record.steps) == ("failed", 0)
+    assert "the disk has 10 bytes left" in last.record.reason
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_where_the_newest_checkpoint_is_damaged_the_one_before_it_is_used(
+    both, tmp_path, monkeypatch
+):
+    task = one_task(tmp_path, checkpoint_seconds=0)
+    *_, wanted = run_cell(dataclasses.replace(task, checkpoint_seconds=60))
+    with monkeypatch.context() as patched, signals.listen():
+        asked_after(patched, 20)
+        list(run_cell(task))
+    newest, former = files = checkpoint.kept(task.checkpoint)
+    for path in files[: 2 if both else 1]:
+        content = bytearray(path.read_bytes())
+        content[-100] ^= 1
+        path.unlink()  # the two may share their bytes
+        path.write_bytes(content)
+    goes_on = []
+    moments = Trainer.moments
+
+    def watched(self):
+        goes_on.append(self.cursor.total)
+        yield from moments(self)
+
+    monkeypatch.setattr(Trainer, "moments", watched)
+    events = list(run_cell(dataclasses.replace(task, checkpoint_seconds=60)))
+    notes = [event.text for event in events if isinstance(event, Note)]
+    assert notes[0] == (
+        f"{newest}: damaged checkpoint (its content changed). It is kept as "
+        f"{newest.with_suffix('.damaged').name}; the one before it is tried."
+    )
+    assert goes_on == [0 if both else 19]
+    asides = [path.with_suffix(".damaged").exists() for path in files]
+    assert asides == [True, both]
+    assert newest.exists() is False  # so that the next one does not push a damaged one back
+    if both:
+        assert notes[1].startswith(f"{former}: damaged checkpoint")
+        assert notes[1].endswith("the cell starts over.")
+    assert the_same(events[-1].record) == the_same(wanted.record)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_cell_goes_on_compiled_if_it_began_so_whatever_is_asked_for(
+    compiled, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(step, "_compiled", lambda: step.forward)  # what it would round differently
+    task = one_task(tmp_path, ways=Ways(compiled=compiled))
+    with monkeypatch.context() as patched, signals.listen():
+        asked_after(patched, 20)
+        list(run_cell(task))
+    *_, last = run_cell(dataclasses.replace(task, ways=Ways(compiled=not compiled)))
+    assert last.record.execution.compiled is compiled
+
+
+def test_a_cell_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch):
+    task = one_task(tmp_path)
+    with monkeypatch.context() as patched, signals.listen():
+        asked_after(patched, 20)
+        patched.setattr(checkpoint, "place", lambda _: "a cluster")
+        list(run_cell(task))
+    note, *_ = run_cell(task)
+    here = checkpoint.place(torch.device("cpu"))
+    assert note.text == (
+        f"rigl began on a cluster and goes on here, on {here}: its last digits may differ."
+    )
+
+
+def test_a_clock_that_is_set_back_changes_nothing(tmp_path, monkeypatch):
+    task = one_task(tmp_path)
+    *_, wanted = run_cell(task)
+    clock = itertools.count(2_000_000_000, -3600)
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    with signals.listen():
+        asked_after(monkeypatch, 20)
+        list(run_cell(dataclasses.replace(task, deadline=time.monotonic() + 1000)))
+    *_, last = run_cell(task)
+    assert the_same(last.record) == the_same(wanted.record)
+    assert last.record.times.train_seconds > 0
+
+
+def test_the_command_gives_a_cell_its_minutes_and_fails_if_they_do_not_do(call, tmp_path):
+    suite = write_suite(tmp_path)
+    arguments = ("run", suite, "--workers", "1", "--cell-timeout")
+    short = call(*arguments, 0.0001)
+    assert short.status == 1
+    assert "timeout: stopped after 0.0001 minutes, at step" in short.err
+    assert call(*arguments, 5).status == 0
+    wrong = call(*arguments, 0)
+    assert (wrong.status, wrong.err) == (2, "sparsebench: --cell-timeout 0.0: must be above 0.\n")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_command_leaves_with_the_signals_status_once_all_is_saved(
+    number, status, call, tmp_path, monkeypatch
+):
+    suite = write_suite(tmp_path, "[methods.rigl]\n[methods.dpf]")
+    records = tmp_path / "records"
+    former = signal.signal(number, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patched:
+            asked_after(patched, 20, lambda: signal.raise_signal(number))
+            stopped = call("run", suite, "--workers", "1")
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, former)
+    assert stopped.status == status
+    assert stopped.err.endswith("Saved and stopped. The same command goes on.\n")
+    assert len(list((records / "tiny" / "checkpoints").iterdir())) == 1
+    assert not stored(records)
+    assert call("run", suite, "--workers", "1").status == 0
+    assert stored(records) == {
+        record.spec.key: the_same(record) for record in train(suite, tmp_path / "undisturbed")
+    }
+
+
+def test_once_a_cell_has_stopped_for_lack_of_time_no_other_begins(tmp_path, monkeypatch):
+    # What saving takes may stop a cell long before the deadline, and another could not be saved.
+    monkeypatch.setattr(Saver, "late", lambda self, now: True)
+    suite = write_suite(tmp_path, "[methods.rigl]\n[methods.dpf]")
+    store = Store(tmp_path / "records", "tiny")
+    tasks = tasks_of(plan_of(suite), store, deadline=time.monotonic() + 1000)
+    events = list(execute(tasks, store, workers=1, threads=1))
+    assert [event for event in events if not isinstance(event, Progress)] == [
+        Stopped(tasks[0].cell.spec.key, 1, late=True)
+    ]
+
+
+def test_the_command_says_that_time_was_up_before_the_limit_itself(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(Saver, "late", lambda self, now: True)
+    suite = write_suite(tmp_path)
+    stopped = call("run", suite, "--workers", "1", "--limit-minutes", 1000)
+    assert stopped.status == 5
+    assert stopped.err.endswith("Time is up, cells left: 1. The same command goes on.\n")

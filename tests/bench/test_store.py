@@ -135,7 +135,7 @@ def test_a_write_is_on_disk_before_the_old_file_goes(tmp_path, monkeypatch):
         Path, "replace", lambda one, other: (calls.append("replace"), replace(one, other))
     )
     write_atomically(tmp_path / "deep" / "file", b"content")
-    assert calls == ["fsync", "replace"]
+    assert calls == ["fsync", "replace", "fsync"]  # the file, its name, the folder's names
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["file"]
 
 

@@ -75,7 +75,7 @@ def test_a_stacked_cell_goes_on_at_the_width_it_began_with(tmp_path, monkeypatch
     (task,) = tasks(tmp_path, "[methods.rigl]", stack=4)
     wanted = hashes(run_cell(task))
     now = iter(range(1000))
-    monkeypatch.setattr(runner.time, "time", lambda: next(now))
+    monkeypatch.setattr(runner.time, "monotonic", lambda: next(now))
     *_, stopped = run_cell(dataclasses.replace(task, deadline=12))
     assert isinstance(stopped, Stopped)
     assert stopped.done > 0

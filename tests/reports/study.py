@@ -13,7 +13,7 @@ from tests.reports.records import counts, record, spec
 
 POINTS = 120
 HOSTILE = (
-    "<img src=x onerror=\"document.title='run'\"></script><script>document.title='run'</script>"
+    "<img src=x onerror=\"document.title='run'\"></script><script>document.title='run'</script>&"
 )
 ACCURACY = {("rigl", 0.9): 97.0, ("rigl", 0.98): 95.0, ("set", 0.9): 96.0, ("set", 0.98): 96.5}
 

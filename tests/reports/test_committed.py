@@ -94,6 +94,7 @@ def test_every_table_gets_the_words_of_its_own_command(document):
         ("report --write", "--write is not allowed"),
         ("report --check", "--check is not allowed"),
         ("report demo --out=x", "--out=x is not allowed"),
+        ("report --help", "--help is not allowed"),
         ("report 'demo", "No closing quotation"),
     ],
 )
@@ -121,16 +122,60 @@ def test_a_table_without_an_end_is_named(text, document):
         documents([document], refuses)
 
 
-def test_only_a_mark_that_stands_alone_begins_a_table():
+def test_code_and_other_comments_are_no_marks():
     lines = [
-        f"    {MARK}",
-        f"Write {MARK}.",
+        "```text",
+        MARK,
+        "~~~",
+        "```",
+        "~~~~",
+        MARK,
+        "~~~",
+        "~~~~",
+        f"Write `{MARK}`.",
         "<!-- tox run -e matrix -->",
         "<!-- end -->",
         MARK,
         "x",
     ]
-    assert list(blocks([*lines, "<!-- end -->"], "page")) == [Block(4, 6, MARK[5:-4])]
+    assert list(blocks([*lines, "<!-- end -->"], "page")) == [Block(11, 13, MARK[5:-4])]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        f"  {MARK}",
+        f"Write {MARK}.",
+        f"{MARK} ",
+        "<!--sparsebench report demo-->",
+        "<!-- Sparsebench report demo -->",
+        "<!-- sparsebench report demo\n-->",
+        "<!--\nsparsebench report demo -->",
+        "<!-- sparsebench report demo",
+        "<!--leaderboard: begin-->",
+        "<!-- leaderboard: end -->",
+    ],
+)
+def test_what_looks_like_a_mark_and_is_none_is_refused_with_its_line(wrong, document):
+    document.write_text(f"{TEXT}\n{wrong}\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"page\.md:11: this looks like a table's mark and is none"):
+        documents([document], says("| a |"))
+
+
+def test_a_comment_in_a_table_is_not_looked_at(document):
+    document.write_text(TEXT.replace("| a |", "```\n  <!-- sparsebench -->"), encoding="utf-8")
+    (found,) = documents([document], says("| a |"))
+    assert found.renewed == TEXT
+
+
+def test_a_document_keeps_its_ends_of_lines(document):
+    text = TEXT.replace("\n", "\r\n")
+    document.write_bytes(text.encode())
+    (same,) = documents([document], says("| a |"))
+    assert (same.difference, same.renewed) == ("", text)
+    (found,) = documents([document], says("| b |", "| c |"))
+    write(found)
+    assert document.read_bytes().decode() == text.replace("| a |", "| b |\r\n| c |")
 
 
 def test_a_generated_page_part_has_marks_of_its_own(document, monkeypatch):

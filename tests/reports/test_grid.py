@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
@@ -89,9 +90,23 @@ def test_a_narrower_dense_network_is_a_method_of_its_own(own):
 
 def test_seeds_of_one_question_join_over_suites(own):
     first = found([record(spec(seed=s), 90.0 + s) for s in (0, 1)], suite="first")
-    second = found([record(spec(seed=s), 50.0 + s) for s in (1, 2)], suite="second")
+    second = found([record(spec(seed=s), 90.0 + s) for s in (1, 2)], suite="second")
     (shown,) = build(own('["rigl"]'), [first, second]).lines[0].cells
-    assert shown.samples == {0: 90.0, 1: 91.0, 2: 52.0}
+    assert shown.samples == {0: 90.0, 1: 91.0, 2: 92.0}
+
+
+def test_two_suites_with_different_results_of_one_cell_are_an_error_that_names_both(own):
+    one = record(spec(), 90.0)
+    first, second = found([one], suite="first"), found([record(spec(), 50.0)], suite="second")
+    name = re.escape(f"{one.spec.slug}.json")
+    said = rf"first/{name} \(ok, top-1 90 %\) and second/{name} \(ok, top-1 50 %\): two different"
+    with pytest.raises(RecordError, match=said):
+        build(own('["rigl"]'), [first, second])
+    diverged = found([record(spec(), None, status="diverged")], suite="third")
+    with pytest.raises(RecordError, match=r"third/.*\(diverged\)"):
+        build(own('["rigl"]'), [first, diverged])
+    later = dataclasses.replace(one, multiple=2.0, label="other")
+    assert means(build(own('["rigl"]'), [first, found([later], suite="again")])) == [[90.0]]
 
 
 def test_rows_that_differ_in_a_condition_are_ambiguous_and_the_error_says_what_tells_them(own):

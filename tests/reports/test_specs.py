@@ -88,6 +88,9 @@ def test_a_rows_filters_go_before_the_tables(tmp_path):
     text = PAPER.replace(PAPER[PAPER.index("rows") :], rows)
     found = load(tmp_path, text + '\n[filters]\nrecipe = "other"\nprunable = "dpf"\n')
     assert found.lines[0][0].filters == Filters(recipe="mine", prunable="dpf")
+    assert Filters(epochs=10.0, init="random").with_own(Filters(epochs=0.0, init="")) == Filters(
+        epochs=0.0, init=""
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,6 +120,10 @@ def test_a_rows_filters_go_before_the_tables(tmp_path):
             "own.toml: figure: no such figure: 'speed'.",
         ),
         ("title =", "= title", "not a TOML file"),
+        ("title =", "digits = -3\ntitle =", "own.toml: digits = -3: give 0 to 10."),
+        ("title =", "digits = 50\ntitle =", "own.toml: digits = 50: give 0 to 10."),
+        ('"dpf"]', '"dpf", "dpf"]', "own.toml: columns[2]: the same as another"),
+        ('["70%"', '["95.0%"', "own.toml: rows[0].targets[1]: the same as another"),
         ("title =", 'layout = "fields"\ntitle =', "takes rows, columns and methods"),
         (
             "title =",

@@ -209,6 +209,24 @@ def test_footnotes_count_stale_records_and_failed_attempts() -> None:
     assert "- 1 failed attempt in `attempts/`; a cell that only failed counts as" in table
 
 
+@pytest.mark.parametrize("status", ["lost", "out-of-memory", "timeout"])
+def test_footnotes_say_what_became_of_a_cell_that_only_failed(status: str) -> None:
+    tries = [record(SEEDS[1], None, status=status, reason="the worker is gone")]
+    table = suite_table(manifest(*SEEDS), [record(SEEDS[0])], tries)
+    assert f"seed 1: {status}: the worker is gone\n" in table
+    assert body(table)[0]["n"] == "1/3"
+
+
+def test_a_cell_that_turned_out_not_to_be_runnable_is_shown_like_one_that_is_skipped() -> None:
+    wrong = [record(SEEDS[0]), record(SEEDS[1], None, status="skipped", reason="no such layer")]
+    table = suite_table(manifest(*SEEDS), wrong)
+    assert "- skipped: " in table
+    assert "seed 1: no such layer\n" in table
+    assert body(table)[0]["top-1 %"] == "98.00"
+    both = suite_table(manifest(SEEDS[1]), wrong)
+    assert "- skipped: " in both
+
+
 def test_footnotes_say_how_cells_were_computed_where_it_was_not_one_by_one() -> None:
     alone, stacked = spec("dense", 0.0), spec("rigl")
     asked = manifest(alone, stacked)

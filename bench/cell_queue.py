@@ -1,0 +1,186 @@
+"""The cells that a run has yet to train: who may have them, and what becomes of their results."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from bench.errors import RecordError
+from bench.leases import Lease, Leases
+from bench.live import name
+from bench.record import FINAL, Record, Status
+from bench.runner import Event, Finished, Note, Stopped, Task
+from bench.signals import stop_requested
+from bench.store import Store
+
+FINE: tuple[Status, ...] = ("ok", "skipped")
+"""What no exit status tells of."""
+
+AGAIN: tuple[Status, ...] = ("lost", "out-of-memory")
+"""What may go better with fewer cells side by side. What `failed` would fail again, and a `timeout`
+would take as long once more: those wait for the next run."""
+
+
+@dataclass
+class Queue:
+    """Cells to do, each under a lease from the moment it is taken until its record is written.
+
+    Attributes:
+        tasks: that nobody here has taken, in the order in which they should start.
+        store: takes the records.
+        leases: of this runner.
+        retries: how often a cell that was lost or ran out of memory is tried again.
+        strict: nothing more begins once a cell has ended otherwise than well.
+        taken: cells under way, by their keys.
+        again: cells to be tried again, once all others are done.
+        crowd: the most cells that were side by side when one of those went wrong.
+        tries: of each cell, that went wrong.
+        robbed: another runner has taken over a cell that was under way here.
+        broken: the run is to stop, for it is strict.
+    """
+
+    tasks: list[Task]
+    store: Store
+    leases: Leases = field(default_factory=Leases)
+    retries: int = 0
+    strict: bool = False
+    taken: dict[str, tuple[Task, Lease]] = field(default_factory=dict)
+    again: list[Task] = field(default_factory=list)
+    crowd: int = 0
+    tries: Counter[str] = field(default_factory=Counter)
+    robbed: bool = False
+    broken: bool = False
+
+    def __enter__(self) -> Self:
+        self.leases.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Lets other runners have everything."""
+        self.leases.__exit__(kind, error, trace)
+
+    def take(self, like: Task | None = None) -> Task | None:
+        """The next cell that no other runner holds; None if there is none at the moment.
+
+        Args:
+            like: cells that run beside this one are to have its network and data, if any have.
+        """
+        same = [task for task in self.tasks if like is None or _network(task) == _network(like)]
+        for task in same or list(self.tasks):
+            spec = task.cell.spec
+            if stop_requested() or time.monotonic() >= task.deadline:
+                self.clear()
+                return None
+            lease = self.leases.acquire(self.store.lock(spec))
+            if lease is None:
+                continue
+            self.tasks.remove(task)
+            self.taken[spec.key] = (task, lease)
+            if self.store.get(spec) is None:
+                return task
+            self.release(spec.key)
+        return None
+
+    def settle(self, event: Event) -> Iterator[Event]:
+        """Does what an event asks for; what people should see of it."""
+        if event.key in self.taken and not self.taken[event.key][1].held():
+            yield from self._drop(event.key)
+        elif isinstance(event, Finished):
+            yield from self._finish(event)
+        else:
+            if isinstance(event, Stopped):
+                self.release(event.key)
+                if event.late:  # what would begin now could not be saved in time
+                    self.clear()
+            yield event
+
+    def release(self, key: str) -> Task:
+        """Lets other runners have the cell."""
+        task, lease = self.taken.pop(key)
+        self.leases.release(lease)
+        return task
+
+    def clear(self) -> None:
+        """Nothing more is to begin."""
+        self.tasks.clear()
+        self.again.clear()
+
+    def restart(self) -> None:
+        """Puts back what is under way here, for what ran it has been closed."""
+        self.tasks[:0] = [self.release(key) for key in list(self.taken)]
+        self.robbed = False
+
+    def next_round(self) -> int:
+        """Goes on with the cells to be tried again.
+
+        Returns:
+            How many were side by side when one of them went wrong; 0 where there are none.
+        """
+        crowd, self.crowd = self.crowd, 0
+        self.tasks += self.again
+        self.again.clear()
+        return crowd
+
+    def _drop(self, key: str) -> Iterator[Event]:
+        """A result that another runner has, or will have, is not written a second time."""
+        self.robbed = True
+        task = self.release(key)
+        self.tasks.append(task)
+        yield Stopped(key, 0)
+        yield Note(
+            key,
+            f"{name(task.cell)}: this runner gave no sign of life for too long, and another has "
+            "taken the cell over.",
+        )
+
+    def _finish(self, event: Finished) -> Iterator[Event]:
+        task, _ = self.taken[event.key]
+        record = event.record
+        try:
+            self.store.put(record)
+        except RecordError:
+            if self.store.get(record.spec) is None:
+                raise
+            yield from self._drop(event.key)
+            return
+        # What broken code saved is no start for mended code; whatever else went wrong was not the
+        # fault of what was saved.
+        if record.status in FINAL or (record.status == "failed" and record.traceback):
+            # A process killed while it wrote leaves its temporary file behind.
+            for left in task.checkpoint.parent.glob(f"*{task.checkpoint.name}*"):
+                left.unlink(missing_ok=True)
+        crowd = len(self.taken)
+        self.release(event.key)
+        if record.status in AGAIN and self.tries[event.key] < self.retries and not self.broken:
+            yield from self._try_again(task, record, crowd)
+            return
+        if self.strict and record.status not in FINE:
+            self.broken = True
+            self.clear()
+        yield event
+
+    def _try_again(self, task: Task, record: Record, crowd: int) -> Iterator[Event]:
+        key = record.spec.key
+        self.tries[key] += 1
+        self.again.append(task)
+        self.crowd = max(self.crowd, crowd)
+        yield Stopped(key, 0)
+        yield Note(
+            key,
+            f"{name(record)}: {record.status}: {record.reason}; it is tried again at the end, with "
+            f"fewer cells side by side ({self.tries[key]} of {self.retries}).",
+        )
+
+
+def _network(task: Task) -> tuple[Any, ...]:
+    spec = task.cell.spec
+    return spec.model, spec.model_options, spec.dataset

@@ -1,0 +1,158 @@
+"""Several runners on one folder, of which some are killed or stopped: each cell is done once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bench import leases
+from bench.store import Store
+from tests.bench.cells import Command, forking, stored, train, write_suite
+
+METHODS = "[methods.dense]\n[methods.rigl]\n[methods.one_shot]"
+STALE_SECONDS = 1.5
+
+
+class Runner(Command):
+    """`sparsebench run` whose leases go stale soon."""
+
+    def __init__(self, suite: Path, records: Path, output: Path, *more: str) -> None:
+        self.output = output
+        texts = ["sparsebench", "run", str(suite), "--records", str(records), *more]
+        self.process = forking().Process(target=impatient, args=(texts, str(output)))
+        self.process.start()
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal to the process."""
+        os.kill(self.process.pid, number)
+
+    @property
+    def trained(self) -> list[str]:
+        """Keys of the cells of which it wrote the record."""
+        lines = [line for line in self.said.splitlines() if line.startswith("[")]
+        return [next(word for word in line.split() if len(word) == 12) for line in lines]
+
+
+def impatient(texts: list[str], output: str) -> None:
+    """The command line, in a process of its own."""
+    from tests.bench.cells import _command
+
+    leases.STALE_SECONDS = STALE_SECONDS
+    _command(texts, output)
+
+
+@contextmanager
+def ended(*runners: Runner) -> Iterator[None]:
+    """Leaves none behind, whatever happens."""
+    try:
+        yield
+    finally:
+        for runner in runners:
+            if runner.process.is_alive():
+                runner.send(signal.SIGCONT)
+                runner.kill()
+
+
+def wait_for(what: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.005)
+
+
+def checkpoints(records: Path) -> list[Path]:
+    return list((records / "tiny" / "checkpoints").glob("*.safetensors"))
+
+
+def long(folder: Path) -> Path:
+    """One cell of some seconds."""
+    return write_suite(folder, "[methods.rigl]", budget="{ steps = 4000, max_multiple = 1.2 }")
+
+
+def test_two_runners_of_30_cells_leave_30_records_of_30_trainings(tmp_path):
+    seeds = str(list(range(10)))
+    suite = write_suite(tmp_path, METHODS, seeds=seeds)
+    records = tmp_path / "records"
+    runners = [
+        Runner(suite, records, tmp_path / f"{number}.txt", "--workers", "1") for number in range(2)
+    ]
+    with ended(*runners):
+        assert [runner.wait() for runner in runners] == [0, 0], [one.said for one in runners]
+    trained = [key for runner in runners for key in runner.trained]
+    assert len(trained) == len(set(trained)) == 30
+    assert all(runner.trained for runner in runners)
+    assert len(stored(records)) == 30
+    assert not (records / "tiny" / "attempts").exists()
+    assert not list((records / "tiny" / "locks").iterdir())
+    assert stored(records) == {
+        record.spec.key: record for record in stored_alone(suite, tmp_path / "alone")
+    }
+
+
+def stored_alone(suite: Path, records: Path) -> list:
+    train(suite, records)
+    return list(stored(records).values())
+
+
+@pytest.mark.parametrize("machine", ["this", "another"])
+def test_the_cells_of_a_runner_that_was_killed_are_taken_over(machine, tmp_path):
+    suite = long(tmp_path)
+    train(suite, tmp_path / "undisturbed")
+    records = tmp_path / "records"
+    options = ("--workers", "1", "--checkpoint-seconds", "0.1")
+    first = Runner(suite, records, tmp_path / "first.txt", *options)
+    with ended(first):
+        wait_for(lambda: checkpoints(records))
+        first.kill()
+    (lease,) = (records / "tiny" / "locks").iterdir()
+    if machine == "another":  # where nobody can see that the process is gone
+        owner, beats = lease.read_bytes().split(b"\n")
+        lease.write_bytes(json.dumps(json.loads(owner) | {"machine": "x"}).encode() + b"\n" + beats)
+    second = Runner(suite, records, tmp_path / "second.txt", *options)
+    with ended(second):
+        assert second.wait() == 0, second.said
+    assert len(second.trained) == 1
+    assert stored(records) == stored(tmp_path / "undisturbed")
+    assert not list((records / "tiny" / "locks").iterdir())
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="not run: no SIGSTOP here")
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.faults)])
+def test_a_runner_that_was_stopped_for_long_writes_over_nothing_when_it_goes_on(workers, tmp_path):
+    """With two workers only the one who hands out cells is stopped: its workers go on."""
+    suite = write_suite(
+        tmp_path,
+        "[methods.rigl]\n[methods.one_shot]",
+        budget="{ steps = 4000, max_multiple = 1.2 }",
+    )
+    train(suite, tmp_path / "undisturbed")
+    records = tmp_path / "records"
+    options = ("--workers", workers, "--checkpoint-seconds", "0.1")
+    stopped = Runner(suite, records, tmp_path / "stopped.txt", *options)
+    other = None
+    try:
+        wait_for(lambda: len(checkpoints(records)) == int(workers))
+        stopped.send(signal.SIGSTOP)
+        other = Runner(suite, records, tmp_path / "other.txt", "--workers", "1")
+        assert other.wait() == 0, other.said
+        written = {path: path.read_bytes() for path in Store(records, "tiny").paths()}
+        assert len(written) == 2
+        stopped.send(signal.SIGCONT)
+        assert stopped.wait() == 0, stopped.said
+    finally:
+        with ended(*filter(None, [stopped, other])):
+            pass
+    assert len(other.trained) == 2
+    assert stopped.trained == []
+    assert "no sign of life" in stopped.said
+    assert {path: path.read_bytes() for path in Store(records, "tiny").paths()} == written
+    assert stored(records) == stored(tmp_path / "undisturbed")
+    assert not (records / "tiny" / "attempts").exists()
+    assert not list((records / "tiny" / "locks").iterdir())
