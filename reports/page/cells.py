@@ -30,6 +30,10 @@ BATCH = 16
 """Cells packed together: neighbours share their layers and environments, which then cost little."""
 
 
+WITHOUT_FILES = ("digits", "synthetic")
+"""Data sets that `run` makes itself; others lie in the folder of `--data`, or name their own."""
+
+
 @dataclass(slots=True)
 class Packed:
     """The cells of a suite, and what its tables need of them.
@@ -73,6 +77,7 @@ def cell(record: Record) -> dict[str, Any]:
         "label": record.label,
         "command": command(record),
         "facts": facts(record),
+        "rounds": rounds(record),
         "curve": columns(record.curve, CurvePoint.__struct_fields__),
         "updates": columns(record.mask_updates, ("step", "flipped", "iou")),
         "layers": [
@@ -82,13 +87,33 @@ def cell(record: Record) -> dict[str, Any]:
     }
 
 
+def rounds(record: Record) -> list[list[str]]:
+    """Phases that are results of their own: each answers for a row of another sparsity."""
+    return [
+        [
+            phase.name,
+            f"{100 * phase.counts.reached_sparsity:.2f}" if phase.counts else "",
+            f"{phase.counts.prunable_nonzero:,}" if phase.counts else "",
+            "" if phase.top1 is None else f"{phase.top1:.2f}",
+            " ".join([phase.status, phase.reason]).strip(),
+        ]
+        for phase in record.phases
+        if phase.status
+    ]
+
+
 def command(record: Record) -> str:
-    """The command that trains the cell again, beside the record and not over it."""
+    """The command that trains the cell again, beside the record and not over it.
+
+    `DIR` stands in it for the folder of the data set's files, where it has any.
+    """
     built_in = record.suite in built_in_suites()
     name = record.suite if built_in else f"{record.suite}.toml"
-    return shlex.join(
-        ["sparsebench", "run", name, "--only", record.spec.slug, "--records", "reproduced"]
-    )
+    words = ["sparsebench", "run", name, "--only", record.spec.slug, "--records", "reproduced"]
+    dataset = record.spec.dataset
+    if dataset not in WITHOUT_FILES and not dataset.startswith("imagefolder:"):
+        words += ["--data", "DIR"]
+    return shlex.join(words)
 
 
 @functools.cache

@@ -330,18 +330,30 @@ function curves(cell) {
   ].filter(({ series }) => series.some(({ y }) => y.length));
 }
 
-function layers(cell) {
+function plainTable(names, rows) {
   const line = (kind, texts) =>
     element("tr", {}, ...texts.map((text) => element(kind, { textContent: text })));
+  const body = rows.map((texts) => line("td", texts));
+  const table = element(
+    "table", { className: "plain" },
+    element("thead", {}, line("th", names)), element("tbody", {}, ...body),
+  );
+  return element("div", { className: "box", tabIndex: 0 }, table);
+}
+
+// Rows of several sparsities lead to a cell of several rounds; its other figures are the last one's.
+function rounds(cell) {
+  const names = ["round", "reached sparsity %", "prunable non-zeros", "top-1 %", "status"];
+  const heading = element("h3", { textContent: "Each round" });
+  return element("section", {}, heading, plainTable(names, cell.rounds));
+}
+
+function layers(cell) {
   const rows = cell.layers.map(([name, shape, weights, left]) => {
     const density = weights ? (left / weights).toFixed(4) : "";
-    return line("td", [name, shape, left.toLocaleString("en"), weights.toLocaleString("en"), density]);
+    return [name, shape, left.toLocaleString("en"), weights.toLocaleString("en"), density];
   });
-  const head = line("th", ["layer", "shape", "non-zeros", "weights", "density"]);
-  const table = element(
-    "table", { className: "plain" }, element("thead", {}, head), element("tbody", {}, ...rows),
-  );
-  const box = element("div", { className: "box", tabIndex: 0 }, table);
+  const box = plainTable(["layer", "shape", "non-zeros", "weights", "density"], rows);
   return element("details", {}, element("summary", { textContent: "Layers" }), box);
 }
 
@@ -360,7 +372,8 @@ async function showCell() {
     element("h3", { textContent: "Run it again" }),
     element("pre", { textContent: cell.command, tabIndex: 0 }),
     facts("Configuration", cell.facts.asked),
-    facts("Measured", cell.facts.measured),
+    ...(cell.rounds.length ? [rounds(cell)] : []),
+    facts(cell.rounds.length ? "Measured in the last round" : "Measured", cell.facts.measured),
     ...charts.map(([plot, { title }]) =>
       element("figure", {}, element("figcaption", { textContent: title }), plot),
     ),

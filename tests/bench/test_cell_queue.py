@@ -15,7 +15,7 @@ from bench.cell_queue import Queue
 from bench.executors import InThisProcess, Workers, ended, perform
 from bench.leases import Leases
 from bench.ray_executor import OnRay
-from bench.record import Status
+from bench.record import Status, encode
 from bench.runner import Event, Finished, Note, Progress, Stopped, Task
 from bench.store import Store
 from tests.bench.cells import by_key, forking, plan_of, stored, tasks_of, train, write_suite
@@ -210,7 +210,7 @@ def test_a_record_that_is_there_is_not_written_over_however_late_it_is_noticed(
         """Theirs comes when ours is all but there."""
         monkeypatch.setattr(store_module, "write_atomically", write)
         write(path, content)
-        store.put(theirs)
+        store.path(theirs.spec).write_bytes(encode(theirs))
 
     monkeypatch.setattr(store_module, "write_atomically", late)
     events = list(queue.settle(ended(task, "ok", "ours")))

@@ -104,6 +104,14 @@ def test_a_search_finds_rows_by_any_of_their_texts(tab):
     expect(column(tab, "method")).to_have_text(["snip"])
 
 
+@pytest.mark.parametrize("text", ["onerror", "&", "<img"])
+def test_a_search_finds_text_that_would_be_markup(tab, text):
+    tab.locator("#suite-1").get_by_role("searchbox").fill(text)
+    expect(tab.locator("#table-1 tbody a")).to_have_text([HOSTILE])
+    tab.locator("#suite-0").get_by_role("searchbox").fill(text)
+    expect(tab.locator("#table-0 tbody a")).to_have_count(0)
+
+
 def test_a_row_opens_its_cell_with_plots_and_links_to_its_other_seeds(tab):
     tab.locator("#table-0 tbody a").nth(1).click()
     cell = tab.locator("#cell")
@@ -128,6 +136,15 @@ def test_a_row_opens_its_cell_with_plots_and_links_to_its_other_seeds(tab):
     expect(cell.get_by_text("96.00 %", exact=True)).to_be_visible()
     cell.get_by_role("button", name="Close").click()
     expect(cell).to_be_hidden()
+
+
+def test_a_cell_of_several_rounds_shows_each(tab):
+    tab.locator("#table-1 tbody a").first.click()
+    section = tab.locator("#cell section", has_text="Each round")
+    first, last = section.locator("tbody tr").all()
+    assert first.locator("td").all_inner_texts() == ["round-0", "50.00", "400", "89.00", "ok"]
+    assert last.locator("td").last.inner_text() == f"diverged {HOSTILE}"
+    expect(tab.get_by_role("heading", name="Measured in the last round")).to_be_visible()
 
 
 def test_the_address_of_a_cell_opens_it(tab, chromium):

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from pathlib import Path
 
-from bench.record import CurvePoint, Environment, LayerCount, MaskUpdate, Record
+from bench.record import CurvePoint, Environment, LayerCount, MaskUpdate, PhaseResult, Record
 from bench.spec import CellSpec
 from bench.store import Cell, Manifest, Store
 from tests.reports.records import counts, record, spec
@@ -57,6 +57,10 @@ def hostile() -> Record:
         status="diverged",
         reason=HOSTILE,
         environment=place,
+        phases=(
+            PhaseResult("round-0", 600, 0.5, 600, "ok", top1=89.0, counts=counts(0.5)),
+            PhaseResult("round-1", 600, 0.1, 1200, "diverged", HOSTILE),
+        ),
         top1=math.nan,
         test_loss=math.nan,
         weights_hash=HOSTILE,

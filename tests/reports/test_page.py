@@ -16,14 +16,15 @@ from typing import Any
 
 import pytest
 
+from bench.datasets import DATASETS
 from bench.errors import RecordError
 from bench.launch import chosen
-from bench.record import CurvePoint
+from bench.record import CurvePoint, PhaseResult
 from bench.resolve import resolve
 from bench.suite import load
 from reports.page.build import inline, page
-from reports.page.cells import BATCH, POINTS, columns, command, packed, thinned
-from tests.reports.records import record, spec
+from reports.page.cells import BATCH, POINTS, columns, command, packed, rounds, thinned
+from tests.reports.records import counts, record, spec
 from tests.reports.study import HOSTILE, measured, study
 
 
@@ -117,6 +118,26 @@ def test_the_command_of_a_cell_trains_that_cell_alone():
         words = shlex.split(command(one))
         assert words[:4] == ["sparsebench", "run", "smoke", "--only"]
         assert {found.spec.key for found in chosen(plan, words[4])} == {cell.spec.key}
+
+
+def test_the_command_asks_for_the_folder_of_a_data_set_that_has_files():
+    made = {name for name, info in DATASETS.items() if not info.torchvision}
+    for name in (*DATASETS, "imagenet", "imagefolder:here"):
+        words = shlex.split(command(record(spec(dataset=name))))
+        has_none = name in made or name.startswith("imagefolder:")
+        assert words[-2:] == (["--records", "reproduced"] if has_none else ["--data", "DIR"])
+
+
+def test_a_cell_of_several_rounds_shows_each():
+    phases = (
+        PhaseResult("round-0", 100, 0.1, status="ok", top1=97.0, counts=counts(0.9), total=100),
+        PhaseResult("between", 5, 0.1),
+        PhaseResult("round-1", 100, None, status="diverged", reason="no number", total=205),
+    )
+    assert rounds(record(spec(), phases=phases)) == [
+        ["round-0", "90.00", "80", "97.00", "ok"],
+        ["round-1", "", "", "", "diverged no number"],
+    ]
 
 
 def test_no_text_of_a_record_becomes_markup(text):

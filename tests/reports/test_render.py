@@ -227,6 +227,22 @@ def test_markdown_keeps_a_bar_in_a_cell_from_ending_it():
     assert "a\\|b & 50%" in render(small("LeNet", HOSTILE), "markdown")
 
 
+def test_markdown_keeps_a_bar_in_a_header_from_ending_it():
+    line = Line(("LeNet",), (Cell(words="1"),))
+    text = render(Grid("x", "t", ("model",), ("a|b\nc",), (line,), (), ()), "markdown")
+    rows = [one for one in text.splitlines() if one.startswith("|")]
+    assert rows[0] == "| model   |   a\\|b c |"
+    assert {one.replace("\\|", "").count("|") for one in rows} == {3}
+
+
+def test_what_a_paper_writes_in_words_is_no_number_in_csv():
+    line = Line(("LeNet",), (cell(words="9-65", published=Figure("219-214-100")),))
+    text = render(Grid("x", "t", ("model",), ("a",), (line,), (), ()), "csv")
+    (found,) = csv.DictReader(io.StringIO(text))
+    assert (found["published"], found["published text"]) == ("", "219-214-100")
+    assert found["text"] == "9-65"
+
+
 def test_best_cells_are_bold_in_every_format_but_csv():
     table = Grid("x", "t", ("m",), ("c",), (Line(("l",), (cell(1.0, best=True),)),), (), ())
     assert "**1.00**" in render(table, "markdown")
@@ -240,9 +256,11 @@ def test_csv_has_raw_numbers_that_give_the_table_again():
     lines = list(csv.DictReader(io.StringIO(render(table, "csv"))))
     assert len(lines) == sum(len(line.cells) for line in table.lines)
     for line, one in zip(lines, table.cells(), strict=True):
-        assert line["published"] == (
+        assert line["published"] == ("" if one.published.failed else one.published.text)
+        assert line["published text"] == (
             "did not converge" if one.published.failed else one.published.text
         )
+        assert line["text"] == ours(one)
         assert line["published sd"] == one.published.deviation
         assert int(line["n"]) == len(one.samples)
         if one.mean is None:
