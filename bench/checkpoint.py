@@ -25,7 +25,7 @@ from bench.trainer import Cursor, Snapshot, Trainer
 
 FORMAT = "sparsebench-checkpoint-3"
 
-Numbers = dict[str, int | float]
+Numbers = dict[str, bool | int | float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -331,15 +331,31 @@ def print_tables(
     statistics: bool,
 ) -> None:
     """Prints tables of papers, by name or from a spec's file."""
-    from reports import specs
+    from reports import known, specs
     from reports.grid import build
     from reports.matching import read
     from reports.render import render
 
     for name in tables:
         spec = specs.load(name)
-        grid = build(spec, read(records, spec, suites), statistics)
+        known.check(spec, known.Known(*known_names()), records)
+        found = read(records, spec, suites)
+        grid = build(spec, found, statistics)
+        for text in known.doubts(spec, found):
+            typer.echo(f"{spec.where}: {text}", err=True)
         print(render(grid, form, published), end="" if form == "csv" else "\n")
+
+
+def known_names() -> tuple[set[str], set[str], set[str], tuple[str, ...]]:
+    """Names of methods, models and data sets, and prefixes of those given out elsewhere."""
+    import methods
+    import models
+    from bench import datasets, folders
+
+    known_methods = {*methods.names(), *methods.STAND_INS}
+    known_datasets = {*datasets.names(), *folders.KINDS}
+    prefixes = (models.TIMM_PREFIX, datasets.FOLDER_PREFIX)
+    return known_methods, set(models.names()), known_datasets, prefixes
 
 
 def print_json(value: object) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 import msgspec
 
 from bench.errors import RecordError, SuiteError, UsageError
-from bench.record import Environment
+from bench.record import SUITE_NAME, Environment
 from bench.spec import CellSpec
 from bench.store import Store, suites
 from reports.aggregate import CellStatus, Row, aggregate, asked_text, model_text
 from reports.footnotes import plural
-from reports.tolerance import POWER, tolerances
+from reports.tolerance import POWER, Tolerance, spreads, tolerances
 
 SCHEMA = 2
 READABLE = (1, SCHEMA)
@@ -60,8 +60,15 @@ class BaselineRow:
         if self.n != sum(cell.status == "ok" for cell in self.cells):
             raise ValueError("n is not the number of cells that are ok")
         figures = (self.top1, self.deviation, self.seconds)
-        if not all(figure is None or math.isfinite(figure) for figure in figures):
-            raise ValueError("top1, deviation and seconds must be finite")
+        if not all(figure is None or 0 <= figure < math.inf for figure in figures):
+            raise ValueError("top1, deviation and seconds must be finite numbers, 0 or more")
+        if max(self.top1 or 0, self.deviation or 0) > 100:
+            raise ValueError("top1 and deviation must be at most 100")
+
+    @property
+    def ok_keys(self) -> list[str]:
+        """Keys of the cells whose accuracy counts."""
+        return [cell.key for cell in self.cells if cell.status == "ok"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,10 @@ class Baseline:
     rows: tuple[BaselineRow, ...]
     places: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not SUITE_NAME.fullmatch(self.suite):
+            raise ValueError(f"suite = {self.suite!r} is no name")
+
 
 def make_baseline(root: Path, suite: str) -> Baseline:
     """The suite's records as a baseline. Rows that were not run are left out.
@@ -90,7 +101,10 @@ def make_baseline(root: Path, suite: str) -> Baseline:
     if not finished:
         advice = f"Run the suite first: sparsebench run {suite}"
         raise RecordError(f"{store.folder}: no finished cell to make a baseline of. {advice}")
-    return Baseline(SCHEMA, suite, tuple(map(summary, finished)), places(finished))
+    try:
+        return Baseline(SCHEMA, suite, tuple(map(summary, finished)), places(finished))
+    except ValueError as error:
+        raise RecordError(f"{store.folder}: no baseline can be made ({error}).") from error
 
 
 def write_baseline(root: Path, suite: str) -> bytes:
@@ -181,27 +195,45 @@ def reach(baseline: Baseline) -> Iterator[str]:
     """What a check can see with as many seeds as the baseline has, in words."""
     rows = [row for row in baseline.rows if row.n]
     # A check has seeds of its own to know the noise from.
-    spreads = [(row.n, row.deviation) for row in rows]
-    suite, of_rows = tolerances(spreads, spreads)
-    if suite.noise is None:
+    known = spreads((row.ok_keys, row.deviation) for row in rows)
+    suite, of_rows = tolerances(known, known)
+    if suite.noise is None or suite.noise.sd == 0:
+        why = "the seeds of every row agree" if suite.noise else "no row has two seeds"
         yield (
-            "smallest drop that a check can find: not known, as no row has two seeds; "
+            f"smallest drop that a check can find: not known, as {why}; "
             f"it allows {suite.floor:g} points"
         )
         return
-    told = f"smallest drop that a check can find (probability {POWER:.0%}"
-    held = list(zip(rows, of_rows, strict=True))
-    for n in sorted({row.n for row, tolerance in held if tolerance is suite}):
-        drop = suite.smallest_drop(n, n)
-        seeds = plural(n, "seed")
-        sigma = f"one run has sigma {suite.noise.sd:.3f}"
-        yield f"{told}, {seeds} on both sides): {drop:.2f} points; {sigma}"
-    for row, tolerance in held:
-        if tolerance is not suite:
-            drop = tolerance.smallest_drop(row.n, row.n)
-            name = f"{row.label}, {model_text(row.spec)}, {asked_text(row.spec)}"
-            found = drop is not None and row.top1 is not None and drop < row.top1
-            yield f"{name}, spreads more: {f'{drop:.2f} points' if found else 'finds none'}"
+    drops = [held.smallest_drop(row.n, row.n) for row, held in zip(rows, of_rows, strict=True)]
+    found = [
+        (row, None if drop is None or drop >= (row.top1 or 0) else drop)
+        for row, drop in zip(rows, drops, strict=True)
+    ]
+    for n in sorted({row.n for row in rows}):
+        told = [drop for row, drop in found if row.n == n and drop is not None]
+        head = f"smallest drop that a check can find (probability {POWER:.0%}, {plural(n, 'seed')}"
+        yield f"{head} on both sides): {drops_text(told, suite)}"
+    if lost := [name_of(row) for row, drop in found if drop is None]:
+        yield f"spread too much to find any drop: {'; '.join(lost)}"
+
+
+def drops_text(drops: list[float], suite: Tolerance) -> str:
+    """The drops that rows of as many seeds can find, and the noise that they come from."""
+    sigma = f"one run has sigma {suite.noise.sd:.3f}" if suite.noise else ""
+    if not drops:
+        return f"none; {sigma}"
+    if not suite.differ:
+        return f"{drops[0]:.2f} points; {sigma}"
+    median = sorted(drops)[len(drops) // 2]
+    return (
+        f"{min(drops):.2f} to {max(drops):.2f} points (median {median:.2f}), as the rows differ in "
+        f"spread; a typical {sigma}"
+    )
+
+
+def name_of(row: BaselineRow) -> str:
+    """A row in one line."""
+    return f"{row.label}, {model_text(row.spec)}, {asked_text(row.spec)}"
 
 
 def shortcomings(baseline: Baseline) -> Iterator[str]:

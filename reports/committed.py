@@ -47,7 +47,7 @@ FENCE, CODE = re.compile(r" {0,3}(`{3,}|~{3,})"), re.compile(r"`[^`\n]*`")
 
 COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 LIKE_A_MARK = re.compile(r"\bsparsebench\b|\bleaderboard\s*:", re.IGNORECASE)
-"""A comment with this is a mark, or an error: a table that is passed over would never be checked."""
+"""A comment with this is a mark, or an error: what is passed over would never be checked."""
 
 
 def _leaderboard() -> str:
@@ -186,8 +186,9 @@ def blocks(lines: Sequence[str], where: str) -> Iterator[Block]:
         if LIKE_A_MARK.search(comment[0]):
             number = comment.string.count("\n", 0, comment.start()) + 1
             raise UsageError(
-                f"{where}:{number}: this looks like a table's mark and is none; one stands alone on "
-                f"its line, without an indent: `<!-- sparsebench report SUITE -->`, at the end `{END}`."
+                f"{where}:{number}: this looks like a table's mark and is none; one stands alone "
+                "on its line, without an indent: `<!-- sparsebench report SUITE -->`, and "
+                f"`{END}` at the end."
             )
 
 

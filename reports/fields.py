@@ -31,6 +31,8 @@ class Field:
         deviates: a paper's deviation belongs to it.
         layers: it needs the records' layers, which brief ones lack.
         words: a text instead of a number.
+        percent: it lies between 0 and 100.
+        pooled: its noise is that of a table's accuracies, in points.
     """
 
     header: str
@@ -43,6 +45,8 @@ class Field:
     deviates: bool = False
     layers: bool = False
     words: Callable[[Sequence[Record]], str] | None = None
+    percent: bool = False
+    pooled: bool = False
 
     def samples(self, row: Row | None, dense: Row | None) -> dict[int, float]:
         """The figure of each seed that has it."""
@@ -169,12 +173,25 @@ FIELDS: dict[str, Field] = {
         lambda cell: cell.top1 or other(cell.error),
         better="higher",
         deviates=True,
+        percent=True,
+        pooled=True,
     ),
     "error": Field(
-        "error %", error, lambda c: c.error or other(c.top1), better="lower", deviates=True
+        "error %",
+        error,
+        lambda c: c.error or other(c.top1),
+        better="lower",
+        deviates=True,
+        percent=True,
+        pooled=True,
     ),
     "dense": Field(
-        "dense top-1 %", lambda record, _: record.top1, lambda c: c.dense_top1, of="dense"
+        "dense top-1 %",
+        lambda record, _: record.top1,
+        lambda c: c.dense_top1,
+        of="dense",
+        percent=True,
+        pooled=True,
     ),
     "difference": Field(
         "difference",
@@ -184,9 +201,15 @@ FIELDS: dict[str, Field] = {
         better="higher",
         of="both",
     ),
-    "top5": Field("top-5 %", lambda record, _: record.top5, lambda c: c.top5, better="higher"),
+    "top5": Field(
+        "top-5 %", lambda record, _: record.top5, lambda c: c.top5, better="higher", percent=True
+    ),
     "dense_top5": Field(
-        "dense top-5 %", lambda record, _: record.top5, lambda c: c.dense_top5, of="dense"
+        "dense top-5 %",
+        lambda record, _: record.top5,
+        lambda c: c.dense_top5,
+        of="dense",
+        percent=True,
     ),
     "difference_top5": Field(
         "difference of top-5",
@@ -214,7 +237,7 @@ FIELDS: dict[str, Field] = {
     ),
     "remaining": Field("P_m %", remaining, lambda _: "", ".1f", counted=True, layers=True),
     "early_step": Field("early-stopping iteration", early_step, lambda _: "", ",.0f"),
-    "early_accuracy": Field("top-1 % there", early_accuracy, lambda _: ""),
+    "early_accuracy": Field("top-1 % there", early_accuracy, lambda _: "", percent=True),
     "multiple": Field(
         "budget multiple", lambda record, _: record.multiple, lambda _: "", ".2f", counted=True
     ),

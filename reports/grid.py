@@ -14,7 +14,7 @@ from reports.grid_notes import Below, lettered, notes
 from reports.matching import Ambiguous, Contradiction, Found, Matcher, from_manifest, read
 from reports.papers import PublishedCell
 from reports.protocol import reasons
-from reports.ranking import noisy, ranked, sizes
+from reports.ranking import noisy, ranked, sizes, widest
 from reports.specs import Question, TableSpec, load, names
 from reports.statistics import pooled_sd
 
@@ -48,6 +48,7 @@ def build(spec: TableSpec, records: Path | Iterable[Found], statistics: bool = F
         statistics,
         pooled,
         tuple(sizes(spec, plan, cells)),
+        widest(plan, cells) if statistics else ((), 0.0),
     )
     is_grid = spec.layout == "methods"
     return Grid(

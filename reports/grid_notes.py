@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 from reports import footnotes, statistics
@@ -48,6 +49,7 @@ class Below:
     Attributes:
         asked: what each cell asks, in the order of `cells`.
         pooled: the noise of one run; None without statistics.
+        widest: cells that spread much more than the others, see `reports.ranking.widest`.
         families: of the cells that are compared with each other, the seeds and the pairs.
     """
 
@@ -59,6 +61,7 @@ class Below:
     statistics: bool
     pooled: Pooled | None
     families: tuple[tuple[int, int], ...]
+    widest: tuple[Sequence[Asked], float] = ((), 0.0)
 
     @property
     def used(self) -> list[tuple[Question, Row]]:
@@ -203,17 +206,27 @@ def tests(below: Below) -> Iterator[str]:
         yield "statistics: no cell has two seeds, so that nothing is known of the noise."
         return
     if ns[0] < statistics.ENOUGH:
+        tested = "paired t tests and " if below.families else ""
         yield (
-            f"under {statistics.ENOUGH} seeds: paired t tests and Student's t intervals, with the "
+            f"under {statistics.ENOUGH} seeds: {tested}Student's t intervals, with the "
             f"standard deviation of one run pooled over the table's cells, {pooled.sd:.3f} "
             f"({pooled.freedom} degrees of freedom)."
         )
     if ns[-1] >= statistics.ENOUGH:
-        yield (
-            f"from {statistics.ENOUGH} seeds on: paired permutation tests, and BCa bootstrap "
-            "intervals."
+        tested = "paired permutation tests, and " if below.families else ""
+        yield f"from {statistics.ENOUGH} seeds on: {tested}BCa bootstrap intervals."
+    if not below.families:
+        yield "nothing is compared: no two cells of this table stand for methods side by side."
+    yield "in brackets: 95 % interval of the mean, within 0 to 100 %."
+    wide, ratio = below.widest
+    if wide:
+        much = (
+            "and the others do not" if math.isinf(ratio) else f"{ratio:.1f} times as much as others"
         )
-    yield "in brackets: 95 % interval of the mean."
+        yield (
+            f"some cells spread {much} ({some([place(asked.question) for asked in wide])}): the "
+            "pooled standard deviation is nobody's, and intervals and ties say little here."
+        )
     found = []
     for n, pairs in sorted(set(below.families)):
         least = statistics.smallest_detectable(pooled, n, comparisons=pairs)

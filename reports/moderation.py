@@ -11,10 +11,78 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from reports.statistics import Pooled
+from reports.statistics import Pooled, pool
+
+UNEQUAL, OUTLYING = 0.01, 0.05
+"""P-values below which rows differ in spread: of Bartlett's test, and of the row that stands out.
+
+The first sees rows that all differ a little, the second one or two among many that are alike."""
+
+WIDE = 0.05
+"""P-value below which a row spreads too widely to be drawn towards the typical one."""
 
 LEAST = 0.01
 """Of the median variance, below which none counts: rounded accuracies can agree by chance."""
+
+
+def estimates(
+    own: Sequence[Pooled | None], once: Sequence[Pooled]
+) -> tuple[list[Pooled | None], Pooled | None]:
+    """The standard deviation of one run of each row, and the typical one where rows differ.
+
+    Where they do not, all have the pooled one. Where they do, each has its own, moderated; a row
+    that spreads much more than is typical has its own alone, as drawing it down raises alarms.
+
+    Args:
+        own: of each row; None where it has no two seeds.
+        once: of the rows, with the degrees of freedom that no earlier row has.
+
+    Returns:
+        None for every row where none has two seeds.
+    """
+    together = pool((one.freedom, one.sd) for one in once)
+    typical = prior(once) if differ(once) else None
+    if together is None or typical is None:
+        return [together] * len(own), None
+    rest = together.freedom
+    return [
+        one
+        if one and exceeds(one, Pooled(typical.sd, max(1, rest - one.freedom))) < WIDE
+        else moderate(one, typical, rest)
+        for one in own
+    ], typical
+
+
+def differ(sds: Sequence[Pooled]) -> bool:
+    """Whether rows differ in spread by more than chance."""
+    return equal_spread(sds) < UNEQUAL or none_outlying(sds) < OUTLYING
+
+
+def exceeds(own: Pooled, known: Pooled) -> float:
+    """P-value of the F test that a row spreads no more than what is known."""
+    from scipy.special import fdtrc  # type: ignore[import-untyped]
+
+    if known.sd == 0:
+        return float(own.sd == 0)
+    return float(fdtrc(own.freedom, known.freedom, (own.sd / known.sd) ** 2))
+
+
+def none_outlying(sds: Sequence[Pooled]) -> float:
+    """P-value of Cochran's test (1941) that no row spreads more than the rest.
+
+    By the F test of each against the others, corrected for their number (Sidak 1967).
+    """
+    known = _raised(sds)
+    if len(known) < 2:
+        return 1.0
+    freedom = math.fsum(one.freedom for one in known)
+    squares = math.fsum(one.freedom * one.sd**2 for one in known)
+    least = 1.0
+    for one in known:
+        others = freedom - one.freedom
+        rest = max(0.0, squares - one.freedom * one.sd**2) / others
+        least = min(least, exceeds(one, Pooled(math.sqrt(rest), others)))
+    return float(1 - (1 - least) ** len(known))
 
 
 def equal_spread(sds: Sequence[Pooled]) -> float:
@@ -23,7 +91,7 @@ def equal_spread(sds: Sequence[Pooled]) -> float:
     The corrected statistic of `scipy.stats.bartlett`, which takes values and not deviations. 1
     where there is nothing to tell apart.
     """
-    from scipy.special import chdtrc  # type: ignore[import-untyped]
+    from scipy.special import chdtrc
 
     known = _raised(sds)
     if len(known) < 2:

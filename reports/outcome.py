@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,8 +40,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for option, value in {"--floor": self.floor, "--time-tolerance": self.time}.items():
-            if value is not None and not value >= 0:
-                raise UsageError(f"{option} {value}: must be 0 or more.")
+            if value is not None and not 0 <= value < math.inf:
+                raise UsageError(f"{option} {value}: must be a finite number, 0 or more.")
 
 
 DEFAULTS = Limits()
@@ -60,7 +61,7 @@ class Line:
         allowed: points that the mean may fall; None where no means are compared.
         seconds_before: mean training seconds of a seed in the baseline; `seconds` now.
         other_keys: a seed has another key than in the baseline.
-        own_sigma: the row spreads more than the suite, and `allowed` goes by its own sigma.
+        sigma: standard deviation of one run that `allowed` goes by; None where none is known.
     """
 
     method: str
@@ -76,12 +77,19 @@ class Line:
     seconds_before: float | None = None
     seconds: float | None = None
     other_keys: bool = False
-    own_sigma: bool = False
+    sigma: float | None = None
 
     @property
     def difference(self) -> float | None:
         """Points that the mean rose."""
         return None if self.before is None or self.now is None else self.now - self.before
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether no accuracy is low enough to have fallen by more than is allowed."""
+        if self.allowed is None or self.before is None:
+            return False
+        return self.allowed >= self.before
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +97,7 @@ class Outcome:
     """Answer of a check.
 
     Attributes:
-        tolerance: what the means were held to, but for rows with `own_sigma`.
+        tolerance: what the means were held to; where rows differ in spread, a typical one.
         places: what the baseline was measured on, and what the records were.
     """
 
@@ -124,8 +132,9 @@ class Outcome:
             "exit_code": self.exit_code,
             "sigma": sigma.sd if sigma else None,
             "freedom": sigma.freedom if sigma else 0,
-            "critical": self.tolerance.critical,
+            "critical": None if self.tolerance.differ else self.tolerance.critical,
             "floor": self.tolerance.floor,
+            "rows_differ_in_spread": self.tolerance.differ,
             "time_tolerance": self.limits.time,
             "rows": rows,
         }
@@ -133,8 +142,8 @@ class Outcome:
 
 def cells(line: Line) -> list[str]:
     """One line of the table."""
-    allowed = None if line.allowed is None else -line.allowed
-    figures = [number(line.before), number(line.now), number(line.difference, "+"), number(allowed)]
+    allowed = "any" if line.unbounded else number(None if line.allowed is None else -line.allowed)
+    figures = [number(line.before), number(line.now), number(line.difference, "+"), allowed]
     seconds = f"{number(line.seconds_before)} -> {number(line.seconds)}"
     verdict = "; ".join(line.reasons) or "fine"
     seeds = f"{line.n_before} -> {line.n}"
@@ -154,11 +163,9 @@ def notes(outcome: Outcome) -> Iterator[str]:
     if len(outcome.lines) > SHOWN and counted["fine"]:
         yield "rows that are fine are not shown."
     yield "n: seeds that are ok, in the baseline -> now; accuracy is their mean."
-    yield allowed_note(outcome.tolerance)
-    if own := [
-        f"{line.method}, {line.model}, {line.asked}" for line in outcome.lines if line.own_sigma
-    ]:
-        yield f"held to a sigma of their own, as they spread more than the suite: {'; '.join(own)}."
+    yield allowed_note(outcome)
+    if any(line.unbounded for line in outcome.lines):
+        yield "any: noise explains a fall by more than the accuracy itself; no drop can be found."
     yield "parameters left and MACs must be equal, seed by seed."
     yield from time_notes(outcome)
     if other := sum(line.other_keys for line in outcome.lines):
@@ -166,17 +173,27 @@ def notes(outcome: Outcome) -> Iterator[str]:
         yield f"{rows} with other keys than in the baseline: a version, recipe or data changed."
 
 
-def allowed_note(tolerance: Tolerance) -> str:
+def allowed_note(outcome: Outcome) -> str:
     """How the column `allowed` comes about."""
-    if tolerance.noise is None:
+    tolerance = outcome.tolerance
+    noise, floor = tolerance.noise, f"{tolerance.floor:g} points"
+    if noise is None:
+        return f"allowed: {floor}; no row of the baseline has two seeds to know noise from."
+    if noise.sd == 0:
+        return f"allowed: {floor}; the seeds of every row of the baseline agree, so no noise shows."
+    if not tolerance.differ:
         return (
-            f"allowed: {tolerance.floor:g} points; "
-            "no row of the baseline has two seeds to know noise from."
+            f"allowed: the larger of {floor} and {tolerance.critical:.2f} sigma sqrt(1/n + 1/m); "
+            f"sigma, of one run, pooled over the rows: {noise.sd:.3f} "
+            f"({noise.freedom:g} degrees of freedom)."
         )
+    sigmas = [line.sigma for line in outcome.lines if line.sigma is not None]
     return (
-        f"allowed: the larger of {tolerance.floor:g} points and "
-        f"{tolerance.critical:.2f} sigma sqrt(1/n + 1/m); sigma, of one run, pooled over the rows: "
-        f"{tolerance.noise.sd:.3f} ({tolerance.noise.freedom} degrees of freedom)."
+        f"allowed: the larger of {floor} and c sigma sqrt(1/n + 1/m); the rows differ in spread, "
+        f"so each has its own sigma, of one run ({min(sigmas):.3f} to {max(sigmas):.3f}): that of "
+        f"its seeds and, where this is not far wider, with the weight of {noise.freedom:.1f} "
+        f"degrees of freedom the typical {noise.sd:.3f} (Smyth 2004); c is the quantile of "
+        f"Student's t with the degrees of freedom of both."
     )
 
 

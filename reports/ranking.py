@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import stdev
 
-from reports.cells import Cell, Plan
-from reports.fields import FIELDS
+from reports.cells import Asked, Cell, Plan
+from reports.fields import FIELDS, Field
 from reports.specs import TableSpec
-from reports.statistics import Pooled, interval, tie_groups
+from reports.statistics import Pooled, interval, pooled_sd, tie_groups
+
+UNEVEN, CHANCE = 5, 0.01
+"""How many times the others' deviation is much, and how often chance may give as much."""
 
 
 def noisy(plan: Plan, cells: Sequence[Sequence[Cell]]) -> list[list[float]]:
@@ -33,7 +37,15 @@ def ranked(
 
     Statistics also give them the intervals of their means.
     """
-    result = [[with_interval(c, pooled) if statistics else c for c in line] for line in cells]
+    result = [list(line) for line in cells]
+    if statistics:
+        result = [
+            [
+                with_interval(cell, asked.field, pooled)
+                for asked, cell in zip(line, shown, strict=True)
+            ]
+            for (_, line), shown in zip(plan, cells, strict=True)
+        ]
     for places, better in families(spec, plan):
         found = {place: result[place[0]][place[1]] for place in places}
         compared = {place: cell for place, cell in found.items() if cell.is_comparable}
@@ -95,8 +107,40 @@ def ranks(
     }
 
 
-def with_interval(cell: Cell, pooled: Pooled | None) -> Cell:
-    """The cell with the interval of its mean; figures that are counted have none."""
+def with_interval(cell: Cell, field: Field, pooled: Pooled | None) -> Cell:
+    """The cell with the interval of its mean; figures that are counted have none.
+
+    No accuracy lies outside 0 to 100, but what Student's t and a pooled deviation give can.
+    """
     if cell.counted or not cell.samples:
         return cell
-    return dataclasses.replace(cell, interval=interval(list(cell.samples.values()), pooled))
+    found = interval(list(cell.samples.values()), pooled if field.pooled else None)
+    if found is not None and field.percent:
+        found = dataclasses.replace(found, low=max(0.0, found.low), high=min(100.0, found.high))
+    return dataclasses.replace(cell, interval=found)
+
+
+def widest(plan: Plan, cells: Sequence[Sequence[Cell]]) -> tuple[list[Asked], float]:
+    """The cells that spread most, at most half of all, and how many times as much as the others.
+
+    None are where it is not much, or no more than chance makes of as many cells (F tests).
+    """
+    from scipy.special import fdtrc  # type: ignore[import-untyped]
+
+    found = {
+        id(asked.row): (asked, list(cell.samples.values()))
+        for (_, line), shown in zip(plan, cells, strict=True)
+        for asked, cell in zip(line, shown, strict=True)
+        if asked.field.pooled and cell.deviation is not None and math.isfinite(cell.deviation)
+    }
+    ordered = sorted(found.values(), key=lambda pair: -stdev(pair[1]))
+    best: tuple[list[Asked], float] = [], UNEVEN
+    for count in range(1, len(ordered) // 2 + 1):
+        top, rest = (pooled_sd(v for _, v in part) for part in (ordered[:count], ordered[count:]))
+        if top is None or rest is None or not top.sd:
+            continue
+        ratio = top.sd / rest.sd if rest.sd else math.inf
+        chance = fdtrc(top.freedom, rest.freedom, ratio**2) * math.comb(len(ordered), count)
+        if ratio > best[1] and chance < CHANCE:
+            best = [asked for asked, _ in ordered[:count]], ratio
+    return best

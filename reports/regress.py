@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from reports.baseline import (
 )
 from reports.footnotes import plural
 from reports.outcome import DEFAULTS, EXIT_CODES, Limits, Line, Outcome, Status, number
-from reports.tolerance import Tolerance, tolerances
+from reports.tolerance import UNKNOWN, Tolerance, spreads, tolerances
 
 __all__ = ["Limits", "Line", "Outcome", "check", "judge", "write_baseline"]
 
@@ -75,13 +74,14 @@ def judge(
     """
     now = {question(row.label, row.spec): row for row in rows}
     pairs = [(base, now.pop(question(base.label, base.spec), None)) for base in before.rows]
+    found_now = iter(spreads((ok_keys(row), row.deviation) for _, row in pairs if row))
     suite, of_rows = tolerances(
-        [(base.n, base.deviation) for base, _ in pairs],
-        [(len(row.ok), row.deviation) if row else (0, None) for _, row in pairs],
+        spreads((base.ok_keys, base.deviation) for base in before.rows),
+        [next(found_now) if row else UNKNOWN for _, row in pairs],
         limits.floor,
     )
     lines = [
-        dataclasses.replace(line(base, row, failed, held, limits), own_sigma=held is not suite)
+        line(base, row, failed, held, limits)
         for (base, row), held in zip(pairs, of_rows, strict=True)
     ]
     lines += [new(row, failed) for row in now.values()]
@@ -135,10 +135,16 @@ def line(
         before=base.top1,
         now=row.top1,
         allowed=allowed,
+        sigma=tolerance.noise.sd if tolerance.noise and allowed is not None else None,
         seconds_before=base.seconds,
         seconds=row.train_seconds,
         other_keys=any(keys.get(cell.seed, cell.key) != cell.key for cell in base.cells),
     )
+
+
+def ok_keys(row: Row) -> list[str]:
+    """Keys of the cells whose accuracy counts."""
+    return [key for key, status in zip(row.keys, row.statuses, strict=True) if status == "ok"]
 
 
 def new(row: Row, failed: Collection[str]) -> Line:
@@ -212,6 +218,7 @@ def absent(base: BaselineRow, found: dict[int, CellStatus]) -> Iterator[str]:
 
 def named(row: Row | BaselineRow) -> tuple[str, str, str]:
     """What names a row: method, model and sparsity."""
-    options = options_text(row.spec.options)
-    label = f"{row.label} ({options})" if options else row.label
+    said = row.label.partition("[")[2].rstrip("]").split(", ")
+    unsaid = [option for option in row.spec.options if options_text((option,)) not in said]
+    label = f"{row.label} ({options_text(tuple(unsaid))})" if unsaid else row.label
     return label, model_text(row.spec), asked_text(row.spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import html
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,9 @@ from reports.cells import Cell, Grid
 from reports.markdown import section
 
 Format = Literal["markdown", "latex", "html", "csv"]
+
+NONE_PUBLISHED = "published: the paper's number is at hand for none of these cells."
+"""Note of a table whose published figures were asked for in vain."""
 
 WHOSE = "figures"
 """Header of the column that tells ours from the published ones."""
@@ -55,7 +59,10 @@ def render(grid: Grid, form: str, published: bool = False) -> str:
         return as_csv(grid)
     if form not in FORMATS:
         raise UnknownName("--format", "format", form, get_args(Format))
-    return FORMATS[form](tabled(grid, published and grid.has_published))
+    table = tabled(grid, published and grid.has_published)
+    if published and not grid.has_published:
+        table = dataclasses.replace(table, notes=(*table.notes, NONE_PUBLISHED))
+    return FORMATS[form](table)
 
 
 def tabled(grid: Grid, published: bool) -> Table:
@@ -260,7 +267,9 @@ NUMBERS: dict[str, Callable[[Cell], object]] = {
     "high": lambda cell: cell.interval and cell.interval.high,
     "rank": lambda cell: cell.rank,
     "published": lambda cell: "" if cell.published.value is None else cell.published.text,
-    "published text": lambda cell: "did not converge" if cell.published.failed else cell.published.text,
+    "published text": lambda cell: (
+        "did not converge" if cell.published.failed else cell.published.text
+    ),
     "published sd": lambda cell: cell.published.deviation,
     "unverified": lambda cell: "yes" if cell.published.unverified else "",
     "difference": lambda cell: cell.difference,

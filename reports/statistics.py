@@ -7,6 +7,7 @@ count: a seed that diverged has no accuracy.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import statistics
@@ -24,6 +25,9 @@ ALPHA, POWER = 0.05, 0.8
 
 RESAMPLES = 9999
 """Of the bootstrap, and of the permutation test where 2^n signs are more: exact up to 13 seeds."""
+
+SIMULATED = 1000
+"""Pairs of cells that tell the power of the permutation test, to 1.3 %."""
 
 TOO_SMALL = "n too small"
 
@@ -95,7 +99,7 @@ def pooled_sd(samples: Iterable[Sequence[float]]) -> Pooled | None:
     return pool((len(values) - 1, statistics.stdev(values)) for values in cells)
 
 
-def pool(deviations: Iterable[tuple[int, float]]) -> Pooled | None:
+def pool(deviations: Iterable[tuple[float, float]]) -> Pooled | None:
     """One estimate of several: of each, its degrees of freedom and its standard deviation."""
     known = [(freedom, sd) for freedom, sd in deviations if freedom > 0]
     freedom = sum(freedom for freedom, _ in known)
@@ -234,8 +238,9 @@ def smallest_detectable(
 ) -> float | None:
     """Smallest true difference of two means that is found with this power.
 
-    By the t test of `compare`, two-sided. From `ENOUGH` seeds on it stands for the permutation
-    test, which is close to it for values that are nearly normal.
+    By the test that `compare` takes for n seeds, two-sided, for values that are normal: the t test
+    with the pooled deviation, or from `ENOUGH` seeds on the permutation test, by simulation. Where
+    signs are no longer all permuted, it is as strong as the t test of the differences alone.
 
     Args:
         pooled: of the table.
@@ -249,14 +254,18 @@ def smallest_detectable(
     """
     if n < 2 or pooled is None or pooled.sd == 0:
         return None
-    if n >= ENOUGH and comparisons * _least(n) > alpha:
-        return None
-    critical = quantile(1 - alpha / comparisons / 2, pooled.freedom)
-    return findable(pooled.sd * math.sqrt(2 / n), pooled.freedom, critical, power)
+    error = pooled.sd * math.sqrt(2 / n)
+    if n < ENOUGH or 1 << n > RESAMPLES:
+        freedom = pooled.freedom if n < ENOUGH else n - 1
+        if n >= ENOUGH and comparisons * _least(n) > alpha:
+            return None
+        return findable(error, freedom, quantile(1 - alpha / comparisons / 2, freedom), power)
+    extreme = math.floor(alpha / comparisons * (1 << n) / 2 + 1e-9)
+    return error * _permuted_shift(n, extreme, power) if extreme else None
 
 
 def findable(
-    error: float, freedom: int, critical: float, power: float, floor: float = 0.0
+    error: float, freedom: float, critical: float, power: float, floor: float = 0.0
 ) -> float:
     """Smallest true difference that passes `max(floor, critical * estimated error)`.
 
@@ -286,14 +295,14 @@ def findable(
     return error * float(brentq(short, 0.0, float(limits.max()) + 10))
 
 
-def quantile(probability: float, freedom: int) -> float:
+def quantile(probability: float, freedom: float) -> float:
     """Quantile of Student's t."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, probability))
 
 
-def _upper_tail(t: float, freedom: int) -> float:
+def _upper_tail(t: float, freedom: float) -> float:
     from scipy.special import stdtr
 
     return float(stdtr(freedom, -t))
@@ -329,6 +338,29 @@ def _permutation(differences: Sequence[float], mean: float) -> Comparison:
     )
     n = len(values)
     return Comparison(mean, float(found.pvalue), n, "permutation", least=_least(n))
+
+
+@functools.cache
+def _permuted_shift(n: int, extreme: int, power: float) -> float:
+    """Mean difference, in its standard errors, that the exact permutation test finds this often.
+
+    It is found where no more than `extreme` of the 2^(n - 1) pairs of opposite signs give a mean
+    that is as large. The same draws serve every shift, so that power rises with it.
+    """
+    import numpy as np
+    from scipy.optimize import brentq
+
+    draws = np.random.default_rng(0).normal(size=(SIMULATED, n))
+    half = np.arange(1 << (n - 1))[:, None] >> np.arange(n) & 1  # the last sign stays as it is
+    signs = (1 - 2 * half).astype(float)
+    sums, drift = draws @ signs.T, signs.sum(axis=1)
+
+    def short(errors: float) -> float:
+        means = np.abs(sums + errors / math.sqrt(n) * drift)
+        as_large = (means >= means[:, :1] * (1 - 1e-9)).sum(axis=1)
+        return float((as_large <= extreme).mean() - power)
+
+    return float(brentq(short, 0.0, 100.0, xtol=1e-3))
 
 
 def _least(n: int) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from reports.moderation import estimates, exceeds
 from reports.statistics import Pooled, findable, pool, quantile
 
 ALARM = 0.018
@@ -18,18 +19,40 @@ FLOOR = 0.05
 """Points that a mean may always fall: seeds that agree exactly do not agree on every machine."""
 
 BLIND = 0.5
-"""Points that a mean may fall where no row has two seeds to know noise from."""
+"""Points that a mean may fall where nothing tells noise: no row has two seeds, or all agree.
+
+A test set may be too small to show noise: one image of 200 is half a point."""
 
 SUSPECT = 0.001
-"""P-value from which down a row spreads more than the suite does, by the F test."""
+"""P-value below which a row spreads more now than it did, by the F test."""
 
-Deviation = tuple[int, float | None]
-"""Number of a row's values, and their standard deviation; None below two."""
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """What the seeds of a row tell of noise.
+
+    Attributes:
+        n: its values.
+        sd: their standard deviation; None below two.
+        counted: degrees of freedom that no earlier row has; rows can share cells.
+    """
+
+    n: int
+    sd: float | None
+    counted: int
+
+    @property
+    def own(self) -> Pooled | None:
+        """The row's own estimate."""
+        return None if self.sd is None else Pooled(self.sd, self.n - 1)
+
+
+UNKNOWN = Spread(0, None, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """What every row of a suite may lose.
+    """What rows may lose.
 
     The means of n and m seeds differ by noise with the standard error sigma sqrt(1/n + 1/m). Rows
     may fall by as many of these as Student's t, with sigma's degrees of freedom, exceeds in any of
@@ -40,16 +63,19 @@ class Tolerance:
         noise: standard deviation of one run; None where no row of the baseline has two seeds.
         rows: that are compared.
         least: points that a mean may always fall; None takes `FLOOR`, or `BLIND` without noise.
+        differ: the rows differ in spread, and `noise` is one row's, or the typical one.
     """
 
     noise: Pooled | None
     rows: int
     least: float | None = None
+    differ: bool = False
 
     @property
     def floor(self) -> float:
         """Points that a mean may always fall."""
-        return self.least if self.least is not None else BLIND if self.noise is None else FLOOR
+        known = self.noise is not None and self.noise.sd > 0
+        return self.least if self.least is not None else FLOOR if known else BLIND
 
     @property
     def critical(self) -> float:
@@ -67,78 +93,70 @@ class Tolerance:
         return max(self.floor, self.critical * self.error(n, m))
 
     def smallest_drop(self, n: int, m: int) -> float | None:
-        """Points that a mean has to fall to be found with probability `POWER`; None: not known."""
-        if self.noise is None:
+        """Points that a fall needs to be found with probability `POWER`; None: no noise known."""
+        if self.noise is None or self.noise.sd == 0:
             return None
         error, freedom = self.error(n, m), self.noise.freedom
         return findable(error, freedom, self.critical, POWER, self.floor)
 
 
-def noise(before: Iterable[Deviation], now: Iterable[Deviation] = ()) -> Pooled | None:
-    """Standard deviation of one run, pooled over the rows of the baseline and of now.
-
-    Now's rows double the degrees of freedom, without which 5 seeds of 12 rows could not both keep
-    quiet and find a drop of 3 sigma. But what broke must not widen its own tolerance: a row of now
-    that spreads more than the baseline does, by an F test, is left out.
-
-    Returns:
-        None where no row of the baseline has two seeds.
-    """
-    known = pool(_freedoms(before))
-    if known is None:
-        return None
-    sound = [(freedom, sd) for freedom, sd in _freedoms(now) if _p(freedom, sd, known) >= SUSPECT]
-    return pool([(known.freedom, known.sd), *sound])
-
-
-def tolerances(
-    before: Sequence[Deviation], now: Sequence[Deviation], least: float | None = None
-) -> tuple[Tolerance, list[Tolerance]]:
-    """The suite's tolerance, and that of each row: the suite's, or a `wild` row's own.
+def spreads(rows: Iterable[tuple[Collection[str], float | None]]) -> list[Spread]:
+    """What rows tell of noise, each cell counted once.
 
     Args:
-        before: of each row of the baseline.
-        now: of the rows that answer them; (0, None) for one that is missing.
-        least: points that a mean may always fall, see `Tolerance`.
+        rows: keys of the cells that are ok, and the standard deviation of their accuracies.
     """
-    rows = sum(bool(n and m) for (n, _), (m, _) in zip(before, now, strict=True))
-    apart = wild(before)
-    calm = [place for place in range(len(before)) if place not in apart]
-    sigma = noise([before[place] for place in calm], [now[place] for place in calm])
-    suite = Tolerance(sigma, rows, least)
-    own = {place: noise([before[place]], [now[place]]) for place in apart}
-    return suite, [
-        Tolerance(own[place], rows, least) if place in apart else suite
-        for place in range(len(before))
-    ]
-
-
-def wild(deviations: Sequence[Deviation]) -> set[int]:
-    """Places of the rows that spread more than the suite does, by an F test, the worst first.
-
-    One such row would hide what the others lose, and raise false alarms itself: it is no part of
-    the suite's sigma and is held to its own.
-    """
-    calm = {place: (n - 1, sd) for place, (n, sd) in enumerate(deviations) if sd is not None}
-    found: set[int] = set()
-    while (known := pool(calm.values())) is not None:
-        suspects = {place: _p(*of_row, known) for place, of_row in calm.items()}
-        worst = min(suspects, key=suspects.__getitem__)
-        if suspects[worst] >= SUSPECT:
-            break
-        found.add(worst)
-        del calm[worst]
+    seen: set[str] = set()
+    found = []
+    for keys, sd in rows:
+        new = len(set(keys) - seen)
+        seen |= set(keys)
+        found.append(Spread(len(keys), sd, max(0, min(len(keys) - 1, new))))
     return found
 
 
-def _freedoms(deviations: Iterable[Deviation]) -> list[tuple[int, float]]:
-    return [(n - 1, sd) for n, sd in deviations if sd is not None]
+def tolerances(
+    before: Sequence[Spread], now: Sequence[Spread], least: float | None = None
+) -> tuple[Tolerance, list[Tolerance]]:
+    """The suite's tolerance, and that of each row: the suite's, unless rows differ in spread.
+
+    Now's rows double the degrees of freedom, without which 5 seeds of 12 rows could not both keep
+    quiet and find a drop of 3 sigma. But what broke must not widen its own tolerance: a row of now
+    that spreads more than the baseline lets it, by an F test, is left out.
+
+    Args:
+        before: of each row of the baseline.
+        now: of the rows that answer them; `UNKNOWN` for one that is missing.
+        least: points that a mean may always fall, see `Tolerance`.
+    """
+    rows = sum(bool(one.n and other.n) for one, other in zip(before, now, strict=True))
+    then, _ = _noise([[one] for one in before])
+    sides = [
+        [one, other] if _sound(other, known) else [one]
+        for one, other, known in zip(before, now, then, strict=True)
+    ]
+    sigmas, typical = _noise(sides) if any(then) else (then, None)
+    if typical is None:
+        suite = Tolerance(sigmas[0] if sigmas else None, rows, least)
+        return suite, [suite] * len(sigmas)
+    suite = Tolerance(typical, rows, least, differ=True)
+    return suite, [Tolerance(sigma, rows, least, differ=True) for sigma in sigmas]
 
 
-def _p(freedom: int, sd: float, known: Pooled) -> float:
-    """Probability that a row spreads this much, or more, by chance."""
-    from scipy.special import fdtrc  # type: ignore[import-untyped]
+def _noise(rows: Sequence[Sequence[Spread]]) -> tuple[list[Pooled | None], Pooled | None]:
+    """See `estimates`; of each row, the sides that are pooled."""
+    own = [
+        pool((side.own.freedom, side.own.sd) for side in sides if side.own is not None)
+        for sides in rows
+    ]
+    once = [
+        counted
+        for sides in rows
+        if (counted := pool((side.counted, side.sd) for side in sides if side.sd is not None))
+    ]
+    return estimates(own, once)
 
-    if known.sd == 0:
-        return float(sd == 0)
-    return float(fdtrc(freedom, known.freedom, (sd / known.sd) ** 2))
+
+def _sound(now: Spread, known: Pooled | None) -> bool:
+    """Whether a row spreads no more than the baseline lets it."""
+    return now.own is None or (known is not None and exceeds(now.own, known) >= SUSPECT)

@@ -751,7 +751,9 @@ def test_a_model_that_cannot_take_the_images_is_refused_with_the_sizes(
 def test_how_many_decoders_a_cell_gets(asked, workers, found, images, tmp_path, monkeypatch):
     tasks: list[Task] = []
     monkeypatch.setattr(launch, "cores", lambda: 5)
-    monkeypatch.setattr(launch, "execute", lambda ready, *_: tasks.extend(ready) or (_ for _ in ()))
+    monkeypatch.setattr(
+        launch, "perform", lambda queue, _: tasks.extend(queue.tasks) or (_ for _ in ())
+    )
     plan = plan_of(suite_of(tmp_path, images, seeds="[0, 1]"), tmp_path)
     settings = launch.Settings("cpu", workers=workers, decoders=asked)
     store = Store(tmp_path / "records", "tiny")

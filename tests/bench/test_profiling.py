@@ -310,7 +310,7 @@ def test_images_that_a_run_evaluates(name, tmp_path, monkeypatch):
     path = write_suite(tmp_path, f"[methods.{name}]", recipe=recipe, budget="{ steps = 40 }")
     counted = []
 
-    def evaluate(model, split, data):
+    def evaluate(model, split, data, *group):
         counted.append(len(split))
         return Evaluation(1.0, 50.0, 90.0)
 

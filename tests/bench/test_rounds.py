@@ -258,7 +258,7 @@ def test_a_suite_that_is_done_trains_nothing(run, monkeypatch):
     def untouchable(*arguments):
         raise AssertionError
 
-    monkeypatch.setattr("bench.launch.execute", untouchable)
+    monkeypatch.setattr("bench.launch.perform", untouchable)
     train(plan, store, chosen(plan, None), Settings("cpu", workers=1))
     assert left(store, chosen(plan, None)) == 0
 

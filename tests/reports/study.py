@@ -61,6 +61,7 @@ def hostile() -> Record:
             PhaseResult("round-0", 600, 0.5, 600, "ok", top1=89.0, counts=counts(0.5)),
             PhaseResult("round-1", 600, 0.1, 1200, "diverged", HOSTILE),
         ),
+        times=dataclasses.replace(one.times, phases=(6.0, 12.0)),
         top1=math.nan,
         test_loss=math.nan,
         weights_hash=HOSTILE,

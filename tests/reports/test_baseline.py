@@ -21,7 +21,8 @@ from reports.baseline import (
     write_baseline,
 )
 from reports.regress import check
-from reports.tolerance import POWER, Tolerance, noise, tolerances
+from reports.statistics import Pooled
+from reports.tolerance import POWER, Tolerance
 from tests.reports.records import SUITE, fill, manifest, record, spec
 
 SEEDS = [spec(seed=seed) for seed in range(2)]
@@ -89,6 +90,8 @@ def test_a_suite_without_records_makes_no_baseline(tmp_path: Path) -> None:
         ('"epochs": 10.0', '"epochs": -1'),
         ('"status": "ok"', '"status": "missing"'),
         ('"top1": 98.0', '"top1": NaN'),
+        ('"top1": 98.0', '"top1": 1e300'),
+        ('"top1": 98.0', '"top1": -1.0'),
         ('"top1": 98.0', '"top1": 1e999'),
         ("}", ""),
     ],
@@ -104,8 +107,7 @@ def test_a_damaged_baseline_is_an_error_that_names_the_file(
 
 
 def test_the_smallest_drop_is_found_as_often_as_it_says() -> None:
-    spreads = [(5, 0.4)] * 12
-    tolerance = Tolerance(noise(spreads, spreads), 12, 0.0)
+    tolerance = Tolerance(Pooled(0.4, 96), 12, 0.0)
     drop = tolerance.smallest_drop(5, 5)
     assert drop is not None
     assert drop < 3 * 0.4
@@ -114,8 +116,7 @@ def test_the_smallest_drop_is_found_as_often_as_it_says() -> None:
 
 
 def test_a_floor_above_the_noise_is_what_must_be_exceeded() -> None:
-    spreads = [(5, 0.01)] * 12
-    drop = Tolerance(noise(spreads, spreads), 12, 1.0).smallest_drop(5, 5)
+    drop = Tolerance(Pooled(0.01, 96), 12, 1.0).smallest_drop(5, 5)
     # the floor, and what one mean in twenty lies above it by chance
     assert drop == pytest.approx(1.0 + stats.norm.ppf(POWER) * 0.01 * math.sqrt(2 / 5), abs=1e-4)
 
@@ -137,18 +138,44 @@ def test_a_baseline_says_which_rows_spread_too_much_to_find_anything(tmp_path: P
     ]
     wide = [record(spec("wide", seed=seed), 10.0 * (seed + 1)) for seed in range(5)]
     _, text = reach(made(tmp_path, *steady, *wide))
-    assert text == "wide, lenet, 90, spreads more: finds none"
+    assert text == "spread too much to find any drop: wide, lenet, 90"
+
+
+def test_a_drop_above_every_accuracy_is_none(tmp_path: Path) -> None:
+    first, _ = reach(made(tmp_path, *measured(10.0, 60.0)))
+    assert first.startswith("smallest drop that a check can find (probability 95%, 2 seeds on both")
+    assert "both sides): none; one run has sigma" in first
+
+
+def test_seeds_that_agree_cannot_say(tmp_path: Path) -> None:
+    (text,) = reach(made(tmp_path, *measured(97.0, 97.0)))
+    assert "not known, as the seeds of every row agree; it allows 0.5 points" in text
+
+
+@pytest.mark.parametrize("deviation", ["-5.0", "1e308", "NaN"])
+def test_a_deviation_that_no_accuracies_have_is_damage(tmp_path: Path, deviation: str) -> None:
+    fill(tmp_path, manifest(*SEEDS), *measured(98.0, 98.0))
+    text = write_baseline(tmp_path, SUITE).replace(
+        b'"deviation": 0.0', b'"deviation": %b' % deviation.encode()
+    )
+    with pytest.raises(RecordError, match=r"here\.json: damaged baseline"):
+        check(tmp_path, None, text, where="here.json")
+
+
+def test_a_suite_that_is_no_name_is_damage_and_no_path(tmp_path: Path) -> None:
+    fill(tmp_path, manifest(*SEEDS), *measured(98.0, 99.0))
+    text = write_baseline(tmp_path, SUITE).replace(b'"demo"', b'"../../etc"')
+    with pytest.raises(RecordError, match="is no name"):
+        check(tmp_path, None, text)
 
 
 def test_rows_near_collapse_do_not_hide_what_the_others_lose() -> None:
     # the figures that reports/README.md gives of the committed records
-    rows = make_baseline(Path(__file__).parents[2] / "reports" / "records", "mnist-lenet").rows
-    spreads = [(row.n, row.deviation) for row in rows]
-    everything, (suite, of_rows) = noise(spreads), tolerances(spreads, spreads)
-    assert everything is not None
-    assert suite.noise is not None
-    assert (round(everything.sd, 3), round(suite.noise.sd, 3)) == (1.911, 0.125)
-    assert sum(tolerance is not suite for tolerance in of_rows) == 11
+    baseline = make_baseline(Path(__file__).parents[2] / "reports" / "records", "mnist-lenet")
+    first, lost = reach(baseline)
+    assert "0.36 to 68.71 points (median 1.06), as the rows differ in spread" in first
+    assert "typical one run has sigma 0.077" in first
+    assert lost.count(";") == 2  # three rows spread too much to find any drop
 
 
 def test_a_baseline_of_single_seeds_cannot_say(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_code_and_other_comments_are_no_marks():
 )
 def test_what_looks_like_a_mark_and_is_none_is_refused_with_its_line(wrong, document):
     document.write_text(f"{TEXT}\n{wrong}\n", encoding="utf-8")
-    with pytest.raises(UsageError, match=r"page\.md:11: this looks like a table's mark and is none"):
+    with pytest.raises(UsageError, match=r"page\.md:11: this looks like a table's mark and is no"):
         documents([document], says("| a |"))
 
 

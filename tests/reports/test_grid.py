@@ -208,6 +208,51 @@ def test_with_statistics_what_is_not_told_apart_from_the_best_is_marked_too(own)
     assert "n = 3, 3 comparisons: 0." in text
 
 
+def test_a_cell_that_sets_the_noise_of_the_others_is_named_and_no_interval_leaves_0_to_100(own):
+    table = own('["set", "rigl", "snip"]')
+    values = {"set": (99.0, 99.1, 98.9), "rigl": (98.0, 98.1, 97.9), "snip": (10.0, 95.0, 60.0)}
+
+    def grid(**more):
+        rows = (values | more).items()
+        records = [record(spec(m, seed=s), v) for m, vs in rows for s, v in enumerate(vs)]
+        return build(table, [found(records)], statistics=True)
+
+    text = notes(grid())
+    assert "cells spread 427.2 times as much as others (snip, lenet, 90%): the pooled" in text
+    assert "intervals and ties say little here" in text
+    assert [cell.interval.high for cell in grid().cells()][:2] == [100.0] * 2
+    assert grid(snip=(0.0, 60.0, 0.0)).lines[0].cells[2].interval.low == 0.0
+    assert "cells spread" not in notes(grid(snip=(97.0, 97.3, 96.7)))
+    assert "cells spread and the others do not (snip, lenet, 90%)" in notes(
+        grid(set=(99.0,) * 3, rigl=(98.0,) * 3)
+    )
+
+
+def test_several_cells_that_spread_much_do_not_hide_each_other(own):
+    names = ["set", "rigl", "snip", "dpf", "grasp", "mest"]
+    near = dict.fromkeys(names[:4], (97.0, 97.1, 96.9))
+    far = dict.fromkeys(names[4:], (90.0, 60.0, 75.0))
+    records = [
+        record(spec(m, seed=s), v) for m, vs in (near | far).items() for s, v in enumerate(vs)
+    ]
+    text = notes(build(own(str(names).replace("'", '"')), [found(records)], statistics=True))
+    assert "150.0 times as much as others (grasp, lenet, 90%; mest, lenet, 90%)" in text
+
+
+def test_only_accuracies_take_the_noise_that_is_pooled_over_them(own):
+    tickets = [ticket(seed, (98.0 + seed, 97.0)) for seed in range(2)]
+    line = build(specs.load("lth-lenet"), [found(tickets)], statistics=True).lines[0]
+    assert [cell.interval is not None for cell in line.cells] == [False, False, False, True]
+
+
+def test_where_nothing_is_compared_no_note_tells_of_tests():
+    tickets = [ticket(seed, (98.0 + seed, 97.0)) for seed in range(3)]
+    text = notes(build(specs.load("lth-lenet"), [found(tickets)], statistics=True))
+    assert "nothing is compared" in text
+    assert "Student's t intervals" in text
+    assert "tests" not in text.replace("the tests", "")
+
+
 def test_one_seed_has_no_noise_and_the_notes_say_so(own):
     records = [record(spec("rigl"), 91.0), record(spec("snip"), 92.0)]
     grid = build(own(), [found(records)], statistics=True)

@@ -277,6 +277,10 @@ def test_a_table_without_published_figures_is_shown_as_it_is():
     spec = specs.load("lth-lenet")
     table = build(spec, [found([])])
     assert render(table, "markdown", True).count("figures") == 0
+    said = "published: the paper's number is at hand for none of these cells."
+    assert said in render(table, "markdown", True)
+    assert said not in render(table, "markdown")
+    assert said not in render(grid("dpf-table2"), "markdown", True)
 
 
 def test_an_unknown_format_is_refused():

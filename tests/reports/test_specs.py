@@ -8,7 +8,8 @@ import pytest
 
 from bench.cli import main
 from bench.errors import SuiteError
-from reports import specs
+from bench.reporting import known_names
+from reports import known, specs
 from reports.specs import Filters
 from tests.reports.records import fill, manifest, record, spec
 
@@ -162,6 +163,56 @@ def test_the_command_prints_a_table_of_ones_own(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "## Ours" in out
     assert "97.50" in out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        ('"rigl"', '"rgil"', "own.toml: columns: no such method: 'rgil'. Did you mean 'rigl'?"),
+        ('"lenet"', '"lenett"', "own.toml: rows: no such model: 'lenett'. Did you mean 'lenet"),
+        ('"digits"', '"digit"', "own.toml: dataset: no such data set: 'digit'. Did you mean"),
+    ],
+)
+def test_a_name_that_neither_the_harness_nor_a_record_has_ends_the_command(
+    tmp_path, monkeypatch, capsys, old, new, error
+):
+    own = tmp_path / "own.toml"
+    own.write_text(OWN.replace(old, new), encoding="utf-8")
+    fill(tmp_path / "records", manifest(spec()), record(spec()))
+    assert report(monkeypatch, "--table", own, "--records", tmp_path / "records") == 2
+    assert error in capsys.readouterr().err
+
+
+def test_names_that_a_record_has_or_that_timm_gives_out_are_known(tmp_path, monkeypatch, capsys):
+    own = tmp_path / "own.toml"
+    of = spec("of_a_package")
+    fill(tmp_path / "records", manifest(of), record(of, 97.25))
+    rows = 'rows = [{ model = "lenet", targets = ["90%"] }, { model = "timm:resnet18" }]'
+    text = f'title = "Own"\ndataset = "digits"\ncolumns = ["of_a_package"]\n{rows}\n'
+    own.write_text(text, encoding="utf-8")
+    assert not report(monkeypatch, "--table", own, "--records", tmp_path / "records")
+    assert "97.25" in capsys.readouterr().out
+
+
+def test_a_filter_that_nothing_passes_and_an_option_that_nothing_has_are_told(
+    tmp_path, monkeypatch, capsys
+):
+    own = tmp_path / "own.toml"
+    of = spec("rigl", options=(("scope", "erk"),), model_options=(("width", 2),))
+    fill(tmp_path / "records", manifest(of), record(of))
+    filters = '[filters]\nrecipe = "nope"\nepochs = 10\nsuite = "dmeo"\n'
+    own.write_text(OWN.replace("scope", "scop") + filters, encoding="utf-8")
+    assert not report(monkeypatch, "--table", own, "--records", tmp_path / "records")
+    assert capsys.readouterr().err.splitlines() == [
+        "own.toml: no record passes the filter recipe = nope; there are: plain.",
+        "own.toml: no record passes the filter suite = dmeo; there are: demo.",
+        "own.toml: no record of rigl has an option scop; options there: scope.",
+    ]
+
+
+@pytest.mark.parametrize("name", specs.names())
+def test_specs_that_come_with_the_harness_name_what_there_is(name, tmp_path):
+    known.check(specs.load(name), known.Known(*known_names()), tmp_path)
 
 
 @pytest.mark.parametrize(

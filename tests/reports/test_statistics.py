@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -259,6 +260,22 @@ def test_the_smallest_detectable_difference_inverts_the_power_of_the_t_test() ->
     shift = found / (0.4 * math.sqrt(2 / 5))
     power = stats.nct.sf(stats.t.ppf(0.975, 24), 24, shift)
     assert power == pytest.approx(0.8, abs=1e-3)
+
+
+@pytest.mark.parametrize(("n", "comparisons"), [(6, 1), (8, 3), (10, 15), (14, 1)])
+def test_the_smallest_detectable_difference_is_found_by_the_permutation_test_as_often(
+    n: int, comparisons: int
+) -> None:
+    sd, pairs = 0.3, 400
+    found = smallest_detectable(Pooled(sd, 40), n, comparisons=comparisons)
+    assert found is not None
+    differences = np.random.default_rng(n).normal(found, sd * math.sqrt(2), (pairs, n))
+    signs = np.array(list(itertools.product([1, -1], repeat=n)))
+    as_large = np.abs(differences @ signs.T) >= np.abs(differences.sum(axis=1))[:, None] - 1e-9
+    detected = as_large.mean(axis=1) * comparisons <= 0.05
+    assert detected.mean() == pytest.approx(0.8, abs=0.06)
+    first = compare(dict(enumerate(differences[0])), dict.fromkeys(range(n), 0.0), None)
+    assert first.p == pytest.approx(as_large[0].mean(), abs=0.01)
 
 
 def test_more_comparisons_and_fewer_seeds_detect_less() -> None:
