@@ -242,7 +242,8 @@ def _method(name: str, place: str) -> MethodInfo:
         raise SuiteError(
             f"{place}: method = {name!r}: a suite may not name code, as anybody's would run. "
             "Install the file as a package that offers the method under a name "
-            "(`sparsebench new method` writes one that shows how); to try a file: sparsebench conform FILE.py"
+            "(`sparsebench new method` writes one that shows how); to try a file: "
+            "sparsebench conform FILE.py"
         )
     try:
         info = STAND_INS.get(name) or find_info(name)

@@ -122,7 +122,7 @@ def table(rates: Rates) -> str:
 
 
 def _suite(options: argparse.Namespace) -> None:
-    """16 cells of LeNet through the command line on two cores, between slices of open_lth's loop."""
+    """16 cells of LeNet through the command line on two cores, between slices of open_lth."""
     found: dict[str, list[float]] = {PEER: [], OURS: []}
     loop = functools.partial(
         contestants.open_lth, case=LENET, data=options.data, checkout=options.open_lth
