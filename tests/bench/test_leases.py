@@ -203,9 +203,11 @@ def test_the_one_who_lists_a_folder_too_late_gives_up(tmp_path, monkeypatch):
 
 def test_leases_beat_until_they_are_given_back(tmp_path):
     name, file = tmp_path / "cell.lock", tmp_path / "cell.lock.1"
+    others = set(threading.enumerate())  # of other tests, whose runners were left as they were
     with Leases(stale_seconds=0.08) as here:
         lease = here.acquire(name)
         assert lease is not None
+        assert set(threading.enumerate()) - others
         until = time.monotonic() + 20
         while file.stat().st_size < len(lease.owner) + 3:
             assert time.monotonic() < until
@@ -214,7 +216,7 @@ def test_leases_beat_until_they_are_given_back(tmp_path):
         here.release(lease)
         time.sleep(0.03)
         assert files(tmp_path) == []
-    assert not any(thread.name == "leases" for thread in threading.enumerate())
+    assert not set(threading.enumerate()) - others
 
 
 def test_a_full_disk_leaves_no_lease_without_an_owner(tmp_path, monkeypatch):
