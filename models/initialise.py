@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-KINDS = ("model", "glorot_normal", "he_fan_out")
+KINDS = ("model", "glorot_normal", "he_fan_out", "normal")
 """Names of `initialise`."""
 
 _LAYERS = (
@@ -27,6 +27,7 @@ def initialise(model: nn.Module, kind: str) -> None:
     - `he_fan_out`: convolutions with variance 2 / fan-out, linear layers with variance 2 / fan-in,
       biases 0 (He et al., 2015, arXiv:1502.01852, equations 14 and 10), as in the code of SFP for
       its ResNets.
+    - `normal`: N(0, 0.01^2), biases 0, as in the code of Molchanov et al., 2017, for its LeNets.
 
     Args:
         model: changed in place.
@@ -44,6 +45,8 @@ def initialise(model: nn.Module, kind: str) -> None:
             continue
         if kind == "glorot_normal":
             nn.init.xavier_normal_(module.weight)
+        elif kind == "normal":
+            nn.init.normal_(module.weight, std=0.01)
         elif isinstance(module, nn.Linear):
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
         else:

@@ -11,7 +11,11 @@ from models.options import check_size, scaled
 
 
 def lenet_300_100(
-    input_shape: tuple[int, int, int], classes: int, *, width: float = 1.0
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    width: float = 1.0,
+    batch_norm: bool = False,
 ) -> nn.Module:
     """Three linear layers with ReLU: 784-300-100-10 for MNIST; the first fits the input shape.
 
@@ -19,11 +23,13 @@ def lenet_300_100(
         input_shape: (channels, height, width) of one image.
         classes: size of the output.
         width: factor on the hidden units.
+        batch_norm: normalisation in place of each layer's bias, the last one's too, as in the code
+            of Mostafa & Wang (2019) for MNIST.
 
     Raises:
         ValueError: the width is not above 0.
     """
-    return LeNet300100(math.prod(input_shape), classes, width)
+    return LeNet300100(math.prod(input_shape), classes, width, batch_norm)
 
 
 def lenet5(input_shape: tuple[int, int, int], classes: int, *, width: float = 1.0) -> nn.Module:
@@ -48,12 +54,14 @@ def lenet5(input_shape: tuple[int, int, int], classes: int, *, width: float = 1.
 class LeNet300100(nn.Module):
     """Multilayer perceptron; images are flattened."""
 
-    def __init__(self, inputs: int, classes: int, width: float = 1.0) -> None:
+    def __init__(
+        self, inputs: int, classes: int, width: float = 1.0, batch_norm: bool = False
+    ) -> None:
         super().__init__()
         first, second = scaled(300, width), scaled(100, width)
-        self.fc1 = nn.Linear(inputs, first)
-        self.fc2 = nn.Linear(first, second)
-        self.classifier = nn.Linear(second, classes)
+        self.fc1 = _linear(inputs, first, batch_norm)
+        self.fc2 = _linear(first, second, batch_norm)
+        self.classifier = _linear(second, classes, batch_norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (batch, classes) of images (batch, channels, height, width)."""
@@ -80,6 +88,12 @@ class LeNet5(nn.Module):
         x = functional.max_pool2d(functional.relu(self.conv2(x)), 2)
         x = functional.relu(self.fc1(x.flatten(1)))
         return self.classifier(x)  # type: ignore[no-any-return]
+
+
+def _linear(inputs: int, outputs: int, batch_norm: bool) -> nn.Module:
+    if not batch_norm:
+        return nn.Linear(inputs, outputs)
+    return nn.Sequential(nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs))
 
 
 def _pooled(side: int) -> int:

@@ -67,6 +67,7 @@ def pieces(*parts: tuple[int, float]) -> Rate:
 
 GLOROT = (("initialisation", "glorot_normal"),)
 HE = (("initialisation", "he_fan_out"),)
+SMALL = (("initialisation", "normal"),)
 UNIT = (("normalise", False),)
 FOLDER = (("image_size", 224), ("area", (0.08, 1.0)), ("flip", True))
 ZERO, REFLECT = "zero 4 flip", "reflect 4 flip"
@@ -188,6 +189,16 @@ TABLE = {
         1e-4,
         REFLECT,
     ),
+    # The steps of decay are those of its wide ResNet: the code has none for MNIST.
+    "dsr-mnist": Row(
+        MNIST,
+        60_000,
+        100,
+        pieces((0, 0.1), (18_000, 0.02), (36_000, 0.004), (48_000, 0.0008)),
+        (18_000, 36_000, 48_000),
+        NEST,
+        1e-4,
+    ),
     "dsr-imagenet": Row(
         IMAGENET,
         500_400,
@@ -247,8 +258,12 @@ TABLE = {
     "l0-mlp": Row(MNIST, 120_000, 100, constant(1e-3), (), "adam", 5e-4, more=(*UNIT, *HE)),
     "l0-lenet5": Row(MNIST, 120_000, 100, constant(1e-3), (), "adam", 5e-4, more=UNIT),
     "l0-wrn": Row(CIFAR, 78_000, 128, *wrn(390), NEST, 5e-4, ZERO),
-    "vd-lenet": Row(MNIST, 120_000, 100, lambda k: 1e-3 * (1 - k / 120_000), (), "adam", 0),
-    "vd-lenet-300": Row(MNIST, 120_000, 100, vd_half(1e-3, 600), (), "adam", 0),
+    "vd-lenet": Row(
+        MNIST, 120_000, 100, lambda k: 1e-3 * (1 - k / 120_000), (), "adam", 0, more=UNIT
+    ),
+    "vd-lenet-300": Row(
+        MNIST, 120_000, 100, vd_half(1e-3, 600), (), "adam", 0, more=(*UNIT, *SMALL)
+    ),
     "vd-vgg": Row(CIFAR, 100_000, 100, vd_half(1e-5, 500), (), "adam", 0),
     "sfp-resnet": Row(
         CIFAR,

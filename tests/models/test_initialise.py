@@ -56,6 +56,12 @@ def test_glorot_normal_has_variance_two_over_both_fans_in_every_layer():
         check_standard_normal(weight)
 
 
+def test_normal_has_a_deviation_of_a_hundredth_whatever_the_layer():
+    for layer in layers(drawn("conv2", "normal")):
+        check_standard_normal(standardised(layer.weight, 1e-4))
+        assert not layer.bias.any()
+
+
 def test_he_fan_out_is_for_convolutions_and_linear_layers_have_fan_in():
     model = drawn("vgg16_d", "he_fan_out", width=0.25)
     for layer in layers(model):
@@ -113,6 +119,6 @@ def test_transposed_and_grouped_convolutions_are_drawn_too():
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    allowed = "allowed: model, glorot_normal, he_fan_out"
+    allowed = "allowed: model, glorot_normal, he_fan_out, normal"
     with pytest.raises(ValueError, match=f"initialisation: found 'xavier'; {allowed}"):
         initialise(nn.Linear(1, 1), "xavier")

@@ -102,6 +102,7 @@ def test_readme_states_the_counted_numbers(row):
     ("name", "cell", "parameters", "weights", "conv", "shortcut", "norm", "bias", "macs"),
     [
         ("lenet_300_100", "", 266_610, 266_200, 0, 0, 0, 410, 266_200),
+        ("lenet_300_100", "batch_norm=true", 267_020, 266_200, 0, 0, 820, 0, 266_200),
         ("lenet5", "", 431_080, 430_500, 25_500, 0, 0, 580, 2_293_000),
         ("conv2", "", 4_301_642, 4_300_992, 38_592, 0, 0, 650, 43_780_608),
         ("conv4", "", 2_425_930, 2_425_024, 259_776, 0, 0, 906, 98_306_560),
@@ -516,7 +517,8 @@ def test_wide_resnet_convolutions_have_variance_two_over_fan_out():
 
 def test_options_are_the_keyword_only_parameters_of_the_builder():
     assert model_options("resnet20") == {"shortcut": "A", "width": 1.0}
-    assert model_options("lenet5") == model_options("lenet_300_100") == {"width": 1.0}
+    assert model_options("lenet5") == {"width": 1.0}
+    assert model_options("lenet_300_100") == {"width": 1.0, "batch_norm": False}
     assert model_options("vgg16") == model_options("vgg16_d") == {"width": 1.0, "bias": True}
     assert model_options("conv6") == model_options("wrn_28_2") == {"width": 1.0, "dropout": 0.0}
     assert model_options("alexnet_b") == {"width": 1.0, "padding": "fixed"}
