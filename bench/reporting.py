@@ -231,6 +231,23 @@ def leaderboard(
 
 
 @app.command()
+def reproduction(
+    records: Annotated[Path, typer.Option("--records", help="Folder of the records.")] = Path(
+        "reports/records"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Tell which published figures come out, and why the others do not."""
+    from reports import reproduction as found
+
+    score = found.reproduction(records)
+    if as_json:
+        print_json(score.as_dict())
+    else:
+        print(found.report(score))
+
+
+@app.command()
 def compare(
     one: Annotated[
         str, typer.Argument(metavar="A", help="A folder of records, or a suite's label or method.")

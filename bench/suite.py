@@ -59,6 +59,7 @@ class MethodTable(msgspec.Struct, forbid_unknown_fields=True):
     budget: BudgetTable | None = None
     sparsities: list[float] | None = None
     source: str | None = None
+    prunable: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class Question:
     Attributes:
         where: place in the suite, for errors.
         max_multiple: how many budgets the method may spend.
+        prunable: preset of weights that count.
         source: label of the suite's row whose masks the cell starts from.
     """
 
@@ -81,6 +83,7 @@ class Question:
     seed: int
     budget: BudgetSpec
     max_multiple: float
+    prunable: str
     source: str | None = None
 
 
@@ -136,7 +139,10 @@ def load(name: str) -> Suite:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SuiteError(f"{path}: not a TOML file ({error}).") from error
     if not SUITE_NAME.fullmatch(path.stem):
-        raise SuiteError(f"{path}: name the file with letters, digits, '.', '_' and '-' only.")
+        raise SuiteError(
+            f"{path}: name the file with letters, digits, '.', '_' and '-' only, "
+            "100 of them at most."
+        )
     if isinstance(raw.get("budget"), dict):
         _convert(raw["budget"], BudgetTable, f"{where}: budget")
     file = _convert(raw, SuiteFile, where)
@@ -208,6 +214,7 @@ def _questions(file: SuiteFile, where: str, folder: Path) -> Iterator[Question]:
                         seed,
                         budget,
                         multiple,
+                        file.prunable if settings.prunable is None else settings.prunable,
                         settings.source,
                     )
                     identity = (label + suffix, model, str(model_options), sparsity, seed)

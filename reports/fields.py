@@ -70,14 +70,17 @@ def error(record: Record, _: Record) -> float | None:
     return None if record.top1 is None else 100 - record.top1
 
 
-def difference(record: Record, dense: Record) -> float | None:
-    """Accuracy less the dense network's."""
-    return None if record.top1 is None or dense.top1 is None else record.top1 - dense.top1
+def apart(header: str, figure: Literal["top1", "top5"]) -> Field:
+    """An accuracy less the dense network's."""
 
+    def value(record: Record, dense: Record) -> float | None:
+        own, base = getattr(record, figure), getattr(dense, figure)
+        return None if own is None or base is None else own - base
 
-def difference_top5(record: Record, dense: Record) -> float | None:
-    """The same of the five likeliest classes."""
-    return None if record.top5 is None or dense.top5 is None else record.top5 - dense.top5
+    def published(cell: PublishedCell) -> str:
+        return less(getattr(cell, figure), getattr(cell, f"dense_{figure}"))
+
+    return Field(header, value, published, form="+.2f", better="higher", of="both")
 
 
 def reached(record: Record, _: Record) -> float | None:
@@ -119,6 +122,13 @@ def early_accuracy(record: Record, _: Record) -> float | None:
     """Test accuracy at that step."""
     least = record.phases[-1].least if record.phases else None
     return None if least is None else least.top1
+
+
+def gain(record: Record, _: Record) -> float | None:
+    """Accuracy of a ticket's round less that of its first, the dense network's, at those steps."""
+    known = [phase.least.top1 for phase in record.phases if phase.least]
+    own = early_accuracy(record, record)
+    return None if own is None or not known or known[0] is None else own - known[0]
 
 
 def parameters(record: Record, _: Record) -> float | None:
@@ -193,14 +203,7 @@ FIELDS: dict[str, Field] = {
         percent=True,
         pooled=True,
     ),
-    "difference": Field(
-        "difference",
-        difference,
-        lambda c: less(c.top1, c.dense_top1),
-        form="+.2f",
-        better="higher",
-        of="both",
-    ),
+    "difference": apart("difference", "top1"),
     "top5": Field(
         "top-5 %", lambda record, _: record.top5, lambda c: c.top5, better="higher", percent=True
     ),
@@ -211,14 +214,7 @@ FIELDS: dict[str, Field] = {
         of="dense",
         percent=True,
     ),
-    "difference_top5": Field(
-        "difference of top-5",
-        difference_top5,
-        lambda c: less(c.top5, c.dense_top5),
-        form="+.2f",
-        better="higher",
-        of="both",
-    ),
+    "difference_top5": apart("difference of top-5", "top5"),
     "reached": Field(
         "reached ratio %", reached, lambda c: c.reached.removesuffix("%"), ".1f", counted=True
     ),
@@ -238,6 +234,7 @@ FIELDS: dict[str, Field] = {
     "remaining": Field("P_m %", remaining, lambda _: "", ".1f", counted=True, layers=True),
     "early_step": Field("early-stopping iteration", early_step, lambda _: "", ",.0f"),
     "early_accuracy": Field("top-1 % there", early_accuracy, lambda _: "", percent=True),
+    "gain": Field("gain at early stopping", gain, lambda c: c.gain, "+.2f", better="higher"),
     "multiple": Field(
         "budget multiple", lambda record, _: record.multiple, lambda _: "", ".2f", counted=True
     ),

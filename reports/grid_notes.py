@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from bench.spec import CellSpec
 from reports import footnotes, statistics
 from reports.aggregate import Row
 from reports.cells import Asked, Cell
@@ -134,19 +135,29 @@ def some(texts: Sequence[str]) -> str:
 
 
 def conditions(rows: Sequence[Row]) -> Iterator[str]:
-    """One line for each condition; where networks differ in it, with their names."""
+    """One line for each condition; where networks, or methods, differ in it, with their names."""
     shared = []
     for name, text in footnotes.CONDITIONS.items():
-        found: dict[str, dict[str, None]] = {}
-        for row in rows:
-            found.setdefault(text(row.spec), {})[row.spec.model] = None
+        found = by_value(rows, text, lambda spec: spec.model)
+        if sum(map(len, found.values())) > len(set().union(*found.values())):
+            found = by_value(rows, text, lambda spec: spec.method)
         if len(found) == 1 and not (name == "initial weights" and "random" in found):
             shared.append(f"{name}: {next(iter(found))}")
         elif len(found) > 1:
-            texts = (f"{value} ({', '.join(models)})" for value, models in found.items())
+            texts = (f"{value} ({', '.join(names)})" for value, names in found.items())
             shared.append(f"{name}: {'; '.join(texts)}")
     if shared:
         yield ". ".join(shared) + "."
+
+
+def by_value(
+    rows: Sequence[Row], value: Callable[[CellSpec], str], name: Callable[[CellSpec], str]
+) -> dict[str, dict[str, None]]:
+    """The names of rows, in order, by the value that they have."""
+    found: dict[str, dict[str, None]] = {}
+    for row in rows:
+        found.setdefault(value(row.spec), {})[name(row.spec)] = None
+    return found
 
 
 def multiples(below: Below) -> Iterator[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.errors import UsageError
 from bench.store import Store
+from reports import reproduction
 from reports.aggregate import Row, aggregate, mean, model_text
 from reports.by_sparsity import TOP_K, cell, line_name, multiples, place, sparsity_text
 from reports.folders import stores
@@ -22,12 +23,15 @@ Line = Mapping[str, Row]
 
 
 def leaderboard(root: Path) -> str:
-    """The tables of all suites under a folder of records; the same text for the same records.
+    """The tables of all suites under a folder of records, and which published figures came out.
+
+    The same text for the same records.
 
     Raises:
         RecordError: there are none, or one is damaged; names the file.
     """
-    return "\n".join(board for store in stores(root).values() for board in boards(store))
+    tables = [board for store in stores(root).values() for board in boards(store)]
+    return "\n".join([*tables, reproduction.board(reproduction.reproduction(root))])
 
 
 def boards(store: Store) -> Iterator[str]:

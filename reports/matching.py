@@ -15,6 +15,7 @@ from bench.store import Cell, Manifest, Store
 from reports.aggregate import Row, aggregate
 from reports.fields import kept
 from reports.folders import stores
+from reports.papers import PaperModel
 from reports.specs import Filters, Question, TableSpec
 
 SMALL = "small_dense"
@@ -133,7 +134,10 @@ class Matcher:
     def chosen(
         self, question: Question, fits: Callable[[Row], bool], without_sparsity: bool = False
     ) -> Candidate | None:
-        """The one candidate for a question; those with records go first."""
+        """The one candidate for a question.
+
+        Those with records go first, and of these those that follow the paper's protocol.
+        """
         rows = [
             (found.suite, row)
             for found in self.found
@@ -148,9 +152,15 @@ class Matcher:
             groups.setdefault((neutral, row.source), []).append((suite, row))
         candidates = [joined(group) for group in groups.values()]
         run = [one for one in candidates if one.row.finished] or candidates
+        run = [one for one in run if follows(one.row.spec, question.trained)] or run
         if len(run) > 1 and run[0].row.finished:
             raise Ambiguous(ambiguous(self.spec, question, run))
         return run[0] if run else None
+
+
+def follows(spec: CellSpec, trained: PaperModel | None) -> bool:
+    """Whether a cell is trained by its paper's recipe, for the paper's length."""
+    return trained is not None and (spec.recipe, spec.budget) == (trained.recipe, trained.budget)
 
 
 def answers(row: Row, question: Question, dataset: str, suite: str) -> bool:

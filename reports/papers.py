@@ -22,6 +22,7 @@ FIGURES = (
     "top1",
     "error",
     "deviation",
+    "gain",
     "dense_top1",
     "top5",
     "dense_top5",
@@ -39,6 +40,8 @@ class PublishedCell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         sparsity: target in percent, such as `90%`; or `density`, what remains. Neither where the
             method takes none.
         top1: test accuracy in percent; or `error`, 100 less that.
+        gain: points by which a lottery ticket is better than the dense network, both at the step of
+            least validation loss.
         deviation: of either, over seeds.
         reached: percent of all parameters that are zero.
         parameters: millions that are left.
@@ -55,6 +58,7 @@ class PublishedCell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     density: str = ""
     top1: str = ""
     error: str = ""
+    gain: str = ""
     deviation: str = ""
     dense_top1: str = ""
     top5: str = ""
@@ -98,11 +102,28 @@ class PaperModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PaperMethod(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A paper's method: which of ours it is, with which options; no name where we have none."""
+    """A paper's method: which of ours it is, with which options; no name where we have none.
+
+    Attributes:
+        prunable: our preset of the weights that it prunes, where a table's methods differ in that.
+        recipe: by which it is trained, in place of the network's, with its length.
+    """
 
     label: str
     method: str = ""
     options: dict[str, Scalar] = {}
+    prunable: str = ""
+    recipe: str = ""
+    epochs: float | None = None
+    steps: int | None = None
+
+    def trains(self, model: PaperModel) -> PaperModel:
+        """The network with the recipe and length by which this method trains it."""
+        if not self.recipe:
+            return model
+        return msgspec.structs.replace(
+            model, recipe=self.recipe, epochs=self.epochs, steps=self.steps
+        )
 
 
 class PaperTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

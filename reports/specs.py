@@ -318,6 +318,7 @@ class Names:
         removed = self.removed(target, f"{self.where}: rows[{index}].targets")
         is_dense = found.method == "dense"
         place = Decimal(0) if is_dense else removed
+        filters = self.form.filters.with_own(Filters(prunable=found.prunable or None))
         cell = self.table.find(label, key, place) if self.table else None
         return Question(
             model=label,
@@ -328,9 +329,9 @@ class Names:
             options=ordered(model.methods.get(key, found.options)),
             target=target,
             sparsity=0.0 if is_dense else None if removed is None else float(removed),
-            filters=self.form.filters.with_own(row.filters),
+            filters=filters.with_own(row.filters),
             published=cell,
-            trained=model if isinstance(row.model, str) and self.paper else None,
+            trained=found.trains(model) if isinstance(row.model, str) and self.paper else None,
         )
 
     def removed(self, target: str, where: str) -> Decimal | None:

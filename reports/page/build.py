@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bench.store import Store
+from reports import reproduction
 from reports.aggregate import aggregate, model_text
 from reports.chart import Chart
 from reports.folders import stores
@@ -24,6 +25,7 @@ from reports.page import libraries
 from reports.page.cells import BATCH, pack, packed, rounded
 from reports.page.tables import Table, table
 from reports.render import render as as_text
+from reports.reproduction import Score
 from reports.series import KINDS
 
 FOLDER = Path(__file__).parent
@@ -65,7 +67,8 @@ def page(root: Path, title: str = TITLE) -> str:
         RecordError: there are none, or one is damaged; names the file.
     """
     sources = stores(root).values()
-    return render(title, [section(store) for store in sources], paper_tables(sources))
+    score = reproduction.reproduction(root)
+    return render(title, [section(store) for store in sources], paper_tables(sources), score)
 
 
 def section(store: Store) -> Section:
@@ -92,7 +95,7 @@ def paper_tables(sources: Iterable[Store]) -> list[Markup]:
     return [Markup(as_text(grid, "html", published=True)) for grid in filled(sources)]
 
 
-def render(title: str, sections: Sequence[Section], papers: Sequence[Markup]) -> str:
+def render(title: str, sections: Sequence[Section], papers: Sequence[Markup], score: Score) -> str:
     """The page's text; a browser runs no script in it but ours."""
     tables, plots = libraries.tables(), libraries.plots()
     script = inline((FOLDER / "page.js").read_text(encoding="utf-8"), "script")
@@ -123,8 +126,18 @@ def render(title: str, sections: Sequence[Section], papers: Sequence[Markup]) ->
             for one in sections
         ],
         papers=papers,
+        reproduction=told(score),
         data=embedded({"batch": BATCH, "suites": [content(one) for one in sections]}),
     )
+
+
+def told(score: Score) -> dict[str, Any]:
+    """The reproduction score as the page shows it."""
+    headers, lines = reproduction.table(score)
+    ran = score.score is not None
+    notes = list(reproduction.notes(score)) if ran else [f"{reproduction.waiting(score)}."]
+    heading = reproduction.heading(score)
+    return {"heading": heading, "headers": headers, "lines": lines, "notes": notes}
 
 
 def content(one: Section) -> dict[str, Any]:

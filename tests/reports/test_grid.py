@@ -449,4 +449,4 @@ def test_all_tables_that_records_fill_are_found_in_one_go(tmp_path):
     records = everything(table, seeds=1)
     store = fill(tmp_path, manifest(*(one.spec for one in records)), *records)
     names = [grid.name for grid in filled([store])]
-    assert names == ["dpf-table1", "dpf-table2", "dpf-table4"]
+    assert names == ["dpf-table1", "dpf-table2", "dpf-table4", "sparse-momentum-cifar10"]

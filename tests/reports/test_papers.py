@@ -165,7 +165,7 @@ def test_a_target_counts_zeros_even_where_the_paper_counts_what_is_left():
         ({"method": "snap"}, "no such method: 'snap'. Did you mean 'snip'?"),
         ({"differs": "weather", "same_protocol": False}, "no such difference: 'weather'"),
         ({"same_protocol": False}, "give either same_protocol = true or differs"),
-        ({"differs": "snip"}, "give either same_protocol = true or differs"),
+        ({"differs": "finetuning"}, "give either same_protocol = true or differs"),
         ({"top1": "ninety"}, "tables.table4.cells[0].top1: 'ninety' is no number"),
         ({"sparsity": "most"}, "'most' is no number"),
     ],
