@@ -13,9 +13,10 @@ from bench.errors import RecordError
 from bench.leases import Lease, Leases
 from bench.live import name
 from bench.record import FINAL, Record, Status
-from bench.runner import Event, Finished, Note, Stopped, Task
+from bench.runner import Elsewhere, Event, Finished, Note, Stopped, Task
 from bench.signals import stop_requested
 from bench.store import Store
+from bench.sweep import leftovers
 
 FINE: tuple[Status, ...] = ("ok", "skipped")
 """What no exit status tells of."""
@@ -39,6 +40,7 @@ class Queue:
         again: cells to be tried again, once all others are done.
         crowd: the most cells that were side by side when one of those went wrong.
         tries: of each cell, that went wrong.
+        elsewhere: cells that other runners have finished, which nobody has been told yet.
         robbed: another runner has taken over a cell that was under way here.
         broken: the run is to stop, for it is strict.
     """
@@ -52,6 +54,7 @@ class Queue:
     again: list[Task] = field(default_factory=list)
     crowd: int = 0
     tries: Counter[str] = field(default_factory=Counter)
+    elsewhere: list[Elsewhere] = field(default_factory=list)
     robbed: bool = False
     broken: bool = False
 
@@ -85,10 +88,17 @@ class Queue:
                 continue
             self.tasks.remove(task)
             self.taken[spec.key] = (task, lease)
-            if self.store.get(spec) is None:
+            found = self.store.get(spec)
+            if found is None:
                 return task
             self.release(spec.key)
+            self.elsewhere.append(Elsewhere(spec.key, found))
         return None
+
+    def news(self) -> Iterator[Elsewhere]:
+        """What other runners have finished since this was last asked."""
+        while self.elsewhere:
+            yield self.elsewhere.pop(0)
 
     def settle(self, event: Event) -> Iterator[Event]:
         """Does what an event asks for; what people should see of it."""
@@ -155,8 +165,7 @@ class Queue:
         # What broken code saved is no start for mended code; whatever else went wrong was not the
         # fault of what was saved.
         if record.status in FINAL or (record.status == "failed" and record.traceback):
-            # A process killed while it wrote leaves its temporary file behind.
-            for left in task.checkpoint.parent.glob(f"*{task.checkpoint.name}*"):
+            for left in leftovers(self.store, record.spec):
                 left.unlink(missing_ok=True)
         crowd = len(self.taken)
         self.release(event.key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import platform
 from collections.abc import Iterator
@@ -16,9 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from bench import fitting
 from bench.errors import CheckpointError
-from bench.planning import MAX_STEPS
-from bench.record import Count
+from bench.optimize import MEMORY
+from bench.record import Count, Few
 from bench.spec import content_hash
 from bench.store import write_atomically
 from bench.trainer import Cursor, Snapshot, Trainer
@@ -131,11 +133,10 @@ def begun(path: Path, key: str) -> Begun:
     """
     with _named(path), safe_open(path, framework="pt") as file:
         header = _checked(file.metadata(), path, key)
-        return Begun(
-            int(header.get("width", 1)),
-            header.get("compiled") == "1",
-            header.get("place", ""),
-        )
+        place = header.get("place", "")
+        if not place.isprintable():
+            raise ValueError(f"{place!r} is no place")
+        return Begun(_width(header), header.get("compiled") == "1", place)
 
 
 def read(trainer: Trainer, path: Path, key: str) -> None:
@@ -148,7 +149,8 @@ def read(trainer: Trainer, path: Path, key: str) -> None:
     with _named(path):
         with safe_open(path, framework="pt") as file:
             header = _checked(file.metadata(), path, key)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies: what is mapped keeps a deleted file on the disk, and dies with one cut short.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         right = header.pop("digest", "") == _digest(header, tensors)
         # Files from before the layout was hashed have none.
         if not right or header.get("layout", _layout(tensors)) != _layout(tensors):
@@ -164,76 +166,83 @@ def _named(path: Path) -> Iterator[None]:
     except (CheckpointError, MemoryError, torch.OutOfMemoryError):
         raise  # the latter are the machine's fault
     except Exception as error:  # what others wrote can raise nearly anything
-        raise CheckpointError(f"{path}: damaged checkpoint ({error}).") from error
+        lacking = "lacks " if isinstance(error, KeyError) else ""
+        reason = "".join(c for c in " ".join(str(error).split()) if c.isprintable())
+        raise CheckpointError(f"{path}: damaged checkpoint ({lacking}{reason}).") from error
 
 
 def _checked(header: dict[str, str] | None, path: Path, key: str) -> dict[str, str]:
     header = header or {}
-    if header.get("format") != FORMAT or header.get("key") != key:
+    found = header.get("format", "")
+    if found != FORMAT and found.startswith(FORMAT.rpartition("-")[0]):
+        raise CheckpointError(
+            f"{path}: not a checkpoint of cell {key} that this version of sparsebench reads: its "
+            f"format is {found[:100]!r}, not {FORMAT!r}."
+        )
+    if found != FORMAT or header.get("key") != key:
         raise CheckpointError(f"{path}: not a checkpoint of cell {key}.")
     return header
 
 
+def _width(header: dict[str, str]) -> int:
+    return msgspec.convert(int(header.get("width", 1)), type=Few)
+
+
 def _restore(trainer: Trainer, header: dict[str, str], tensors: dict[str, Tensor]) -> None:
     state = trainer.state
-    device = state.lr.device
     groups = _grouped(tensors)
     state.model.load_state_dict(groups["model"])
     for name, mask in state.masks.items():
-        mask.copy_(groups["mask"][name])
+        fitting.fill(mask, fitting.of_zeros_and_ones(groups["mask"][name], name), name)
     for name, change in trainer.dynamics.last_change.items():
-        change.copy_(groups["change"][name])
-    trainer.losses.copy_(tensors["losses"])
-    trainer.meter.total.copy_(tensors["meter"][0])
-    trainer.meter.rate.copy_(tensors["meter"][1])
-    trainer.meter.counted = int(header["counted"])
-    trainer.width = int(header.get("width", 1))  # sums of another width round differently
+        fitting.fill(change, groups["change"][name], name)
+    fitting.fill(trainer.losses, tensors["losses"], "losses")
+    meter = torch.stack([trainer.meter.total, trainer.meter.rate])
+    fitting.fill(meter, fitting.spent(tensors["meter"]), "meter")
+    trainer.meter.total.copy_(meter[0])
+    trainer.meter.rate.copy_(meter[1])
+    trainer.meter.counted = msgspec.convert(int(header["counted"]), type=Count)
+    trainer.width = _width(header)  # sums of another width round differently
     slots = msgspec.convert(json.loads(header["slots"]), type=dict[str, list[str]])
+    device = state.lr.device
     for slot, names in slots.items():
         values = groups.get(f"slot/{slot}", {})
         state.slots[slot] = {n: _like(values[n], state.weights.get(n), device) for n in names}
-    for name, value in groups.get("optimizer", {}).items():
-        owner = trainer.owner_of_entry(name)
-        trainer.set_optimizer_entry(name, _like(value, owner, device))
-    for name, number in msgspec.convert(json.loads(header["numbers"]), type=Numbers).items():
-        trainer.set_optimizer_entry(name, number)
+    numbers = msgspec.convert(json.loads(header["numbers"]), type=Numbers)
+    _restore_optimizer(trainer, groups.get("optimizer", {}), numbers)
     snapshots = msgspec.convert(
         json.loads(header["snapshots"]), type=dict[str, tuple[Count, Numbers]]
     )
     for name, (position, numbers) in snapshots.items():
-        trainer.snapshots[name] = Snapshot(
+        found = Snapshot(
             {n: v.to(device) for n, v in groups[f"snapshot/{name}/model"].items()},
             {n: v.to(device) for n, v in groups.get(f"snapshot/{name}/optimizer", {}).items()},
             numbers,
             position,
         )
+        trainer.snapshots[name] = fitting.snapshot(found, trainer, name)
     trainer.generator.set_state(tensors["rng/method"])
     torch.set_rng_state(tensors["rng/cpu"])
-    if "rng/cuda" in tensors:
+    if device.type == "cuda" and "rng/cuda" in tensors:
         torch.cuda.set_rng_state(tensors["rng/cuda"], device)
-    trainer.cursor = _fitting(msgspec.json.decode(header["cursor"], type=Cursor), trainer)
+    cursor = msgspec.json.decode(header["cursor"], type=Cursor)
+    trainer.cursor = fitting.cursor(cursor, trainer)
 
 
-def _fitting(cursor: Cursor, trainer: Trainer) -> Cursor:
-    """The cursor, once it is one of this plan.
-
-    Raises:
-        ValueError: it is not.
-    """
-    plan, done = trainer.plan, cursor.phase
-    if not (0 <= done < len(plan) and 0 <= cursor.step <= plan[done].steps):
-        raise ValueError(f"no step {cursor.step} of phase {done} is in the plan")
-    before = [(phase.name, phase.steps) for phase in plan[:done]]
-    if [(phase.name, phase.steps) for phase in cursor.phases] != before:
-        raise ValueError(f"the phases before phase {done} are not those of the plan")
-    if len(cursor.phase_seconds) != done:
-        raise ValueError(f"times of {len(cursor.phase_seconds)} phases, where {done} have ended")
-    if cursor.total != sum(steps for _, steps in before) + cursor.step:
-        raise ValueError(f"{cursor.total} steps in all, which are not those of the phases")
-    counters = (cursor.position, cursor.drawn, cursor.scored, cursor.updates)
-    if not all(0 <= counter < MAX_STEPS for counter in counters):
-        raise ValueError(f"{counters}: not what a run can have counted")
-    return cursor
+def _restore_optimizer(trainer: Trainer, tensors: dict[str, Tensor], numbers: Numbers) -> None:
+    fitting.memory(trainer, {**tensors, **numbers})
+    optimizer, device = trainer.state.optimizer, trainer.state.lr.device
+    for name, value in tensors.items():
+        owner = trainer.owner_of_entry(name)
+        trainer.set_optimizer_entry(name, _like(value, owner, device))
+    for name, number in numbers.items():
+        trainer.set_optimizer_entry(name, number)
+    # Where it remembers something of one parameter, its kernels want it of all; it begins at 0.
+    for group in optimizer.param_groups:
+        if any(optimizer.state.get(p) for p in group["params"]):
+            for key, p in itertools.product(MEMORY.get(type(optimizer), ()), group["params"]):
+                zeros = torch.zeros_like(p) if key != "step" else torch.zeros((), device=device)
+                optimizer.state[p].setdefault(key, zeros)
 
 
 def _digest(header: dict[str, str], tensors: dict[str, Tensor]) -> str:

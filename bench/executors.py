@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import multiprocessing
+import os
+import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -20,14 +23,19 @@ import torch
 from bench import processes, signals
 from bench.cell_queue import Queue
 from bench.environment import environment
+from bench.live import name
 from bench.packing import packing
 from bench.record import SCHEMA, Record, Status, Times
-from bench.runner import Event, Finished, Stopped, Task, set_up_process
+from bench.runner import Event, Finished, Note, Stopped, Task, set_up_process
 from bench.store import Store
 from bench.together import Take, run_cells
 
 BUSY_SECONDS = 0.5
 """Pause before another look, when other runners hold all that is left."""
+
+GRACE_SECONDS = 120.0
+"""What a worker may be silent for beyond the time that its cell may take: building, compiling and
+saving do not count for the cell, and say nothing."""
 
 
 class Executor(Protocol):
@@ -81,11 +89,13 @@ def perform(queue: Queue, executor: Executor) -> Generator[Event, None, None]:
             with closing(executor.run(queue)) as events:
                 for event in events:
                     yield from queue.settle(event)
+                    yield from queue.news()
                     if queue.broken or queue.robbed:
                         break
                 if queue.broken:
                     yield from _saved(queue, events)
                     return
+            yield from queue.news()
             if queue.robbed:
                 # Who was silent for so long lost all its leases; cells go on from checkpoints.
                 queue.restart()
@@ -135,7 +145,7 @@ class InThisProcess:
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """Worker processes; when one dies, another takes its place.
+    """Worker processes; when one dies or hangs, another takes its place.
 
     Attributes:
         count: of processes.
@@ -167,12 +177,20 @@ class Workers:
                         workers[workers.index(worker)] = self.start(device)
                         yield from _lost(worker, queue)
                         continue
+                    worker.heard = time.monotonic()
                     if isinstance(event, _Wanted):
-                        _answer(worker, queue.take(event.like))
+                        _answer(worker, None if worker.leaving else queue.take(event.like))
+                    else:
+                        yield from _passed_on(event, worker, queue)
+                for worker in list(workers):
+                    if hangs(worker.heard, worker.tasks.values()):
+                        worker.process.kill()
+                    elif not worker.leaving or worker.tasks:
                         continue
-                    if isinstance(event, Finished | Stopped):
-                        del worker.tasks[event.key]
-                    yield event
+                    workers[workers.index(worker)] = self.start(device)
+                    worker.connection.close()  # one that is well ends by itself
+                    for task in worker.tasks.values():
+                        yield silent(task)
         finally:
             for worker in workers:
                 worker.connection.close()
@@ -210,10 +228,21 @@ def patient(take: Take) -> Take:
 
 @dataclass
 class _Worker:
+    """A process.
+
+    Attributes:
+        tasks: its cells, by their keys.
+        told: it was asked to save and stop.
+        leaving: somebody else asked it to.
+        heard: when it last said something, of `time.monotonic`.
+    """
+
     process: Any
     connection: Connection
     tasks: dict[str, Task] = field(default_factory=dict)
     told: bool = False
+    leaving: bool = False
+    heard: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +265,37 @@ def _have_saved(workers: Sequence[_Worker]) -> None:
         if worker.tasks and not worker.told:
             worker.process.terminate()  # see `bench.signals.follow`
             worker.told = True
+
+
+def _passed_on(event: Event, worker: _Worker, queue: Queue) -> Iterator[Event]:
+    """What a worker said; where only it was told to stop, its cells go on in another."""
+    task = worker.tasks.pop(event.key) if isinstance(event, Finished | Stopped) else None
+    yield event
+    asked = worker.told or signals.stop_requested()
+    if isinstance(event, Stopped) and not event.late and not asked:
+        assert task is not None
+        worker.leaving = True
+        queue.tasks.insert(0, task)
+        text = "its worker process alone was told to stop; it goes on in another"
+        yield Note(event.key, f"{name(task.cell)}: {text}.")
+
+
+def hangs(heard: float, tasks: Iterable[Task]) -> bool:
+    """Whether what trains cells has been silent for longer than they may take.
+
+    Args:
+        heard: when it last said something, of `time.monotonic`.
+        tasks: the cells.
+    """
+    limit = max((task.timeout_seconds for task in tasks), default=math.inf)
+    return time.monotonic() - heard > limit + GRACE_SECONDS
+
+
+def silent(task: Task) -> Finished:
+    """The record of a cell whose process hangs."""
+    minutes = (task.timeout_seconds + GRACE_SECONDS) / 60
+    text = f"its process said nothing for {minutes:.3g} minutes, and was ended: a step or its data"
+    return ended(task, "timeout", f"{text} hangs; the cell goes on from its last checkpoint")
 
 
 def _lost(worker: _Worker, queue: Queue) -> Iterator[Event]:
@@ -277,9 +337,21 @@ def _start_worker(threads: int, places: int = 1, device: str = "cpu") -> _Worker
     return _Worker(process, here)
 
 
+def _end_with_parent() -> None:
+    """Ends this process at once when its parent has: the next run begins its cells anew.
+
+    What it still wrote would come between that run and the checkpoints it reads.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _work(connection: Connection, threads: int, places: int, device: str) -> None:
     """A worker: asks for tasks and sends events until its parent closes the pipe, or is gone."""
     signals.follow()
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     set_up_process(threads)
 
     def take(like: Task | None) -> Task | None:

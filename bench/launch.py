@@ -17,13 +17,14 @@ from bench import ray_executor
 from bench.cell_queue import FINE, Queue
 from bench.distributed import Group
 from bench.errors import UsageError
-from bench.executors import Executor, local, perform
+from bench.executors import Executor, Workers, local, perform
 from bench.live import View
 from bench.processes import cores
 from bench.record import Timing
 from bench.resolve import Plan
 from bench.runner import (
     ALONE,
+    Elsewhere,
     Event,
     Finished,
     Note,
@@ -35,6 +36,7 @@ from bench.runner import (
 )
 from bench.sources import SourceFiles, settled
 from bench.store import Cell, Store
+from bench.sweep import sweep
 from bench.together import run_cell
 
 DONE, CELL_FAILED, CELLS_LEFT = 0, 1, 5
@@ -221,6 +223,7 @@ def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> bo
     ordered = sorted(missing.values(), key=lambda cell: cell.spec.seed)
     try:
         store.put_manifest(plan.manifest)
+        sweep(store, [cell.spec for cell in plan.manifest.cells])
     except OSError as error:
         raise UsageError(f"--records: cannot write in {store.folder} ({error}).") from error
     if not ordered:
@@ -278,6 +281,8 @@ def _show(view: View, event: Event) -> None:
             view.progress(event.key, event.done)
         case Finished():
             view.finish(event.key, event.record)
+        case Elsewhere():
+            view.finish_elsewhere(event.key, event.record)
         case Stopped():
             view.stop(event.key, event.done)
         case Note():
@@ -287,6 +292,9 @@ def _show(view: View, event: Event) -> None:
 def _executor(settings: Settings, workers: int, places: int) -> Executor:
     if settings.executor == "ray":
         return ray_executor.OnRay(settings.threads, places, settings.workers)
+    if settings.group.size == 1 and math.isfinite(settings.cell_timeout):
+        # Only from outside can it be noticed that a step hangs.
+        return Workers(workers, settings.threads, places)
     return local(workers, settings.threads, places)
 
 

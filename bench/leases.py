@@ -215,7 +215,7 @@ def _is_orphan(content: bytes) -> bool:
     try:
         owner = json.loads(content.partition(b"\n")[0])
         machine, pid, started = owner["machine"], owner["pid"], owner["started"]
-    except (ValueError, TypeError, KeyError):  # not written yet, or no file of ours
+    except (ValueError, TypeError, KeyError, RecursionError):  # not written yet, or not ours
         return False
     return machine == _machine() and isinstance(pid, int) and not _runs(pid, started)
 
@@ -235,7 +235,7 @@ def _runs(pid: int, started: str) -> bool:
     if os.name == "posix":
         try:
             os.kill(pid, 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):  # the latter: no process can have it
             return False
         except PermissionError:  # somebody else's
             pass

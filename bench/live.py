@@ -38,6 +38,7 @@ class View:
         self.running: set[str] = set()
         self.said: set[str] = set()
         self.finished = 0
+        self.elsewhere = 0
         self.failed = 0
         self.bar: Progress | None = None
         if sys.stderr.isatty():
@@ -66,6 +67,9 @@ class View:
     ) -> None:
         if self.bar:
             self.bar.stop()
+        if self.elsewhere:
+            what = f"{self.elsewhere} of the {len(self.cells)} cells"
+            print(f"Other runners finished {what}.", file=sys.stderr, flush=True)
 
     def progress(self, key: str, steps: int) -> None:
         """A cell stands at `steps`; where it first did, no time of this run was spent on."""
@@ -89,6 +93,17 @@ class View:
         self._print(
             f"[{self.finished:>{len(str(len(self.cells)))}}/{len(self.cells)}] {line(record)}"
         )
+        self._refresh()
+
+    def finish_elsewhere(self, key: str, record: Record) -> None:
+        """Another runner has finished a cell: no steps are left, and no time was spent on them."""
+        self.running.discard(key)
+        self.elsewhere += 1
+        self.finished += 1
+        self.failed += record.status != "ok"
+        steps = self.cells[key].steps
+        self.before[key] = steps - self.done[key] + self.before.get(key, 0)
+        self.done[key] = steps
         self._refresh()
 
     def say(self, text: str) -> None:

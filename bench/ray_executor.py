@@ -8,6 +8,7 @@ the folders of records and of data sets under the same paths.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Generator, Iterator
@@ -17,6 +18,7 @@ from typing import Any
 
 from bench import executors, signals
 from bench.cell_queue import Queue
+from bench.determinism import WORKSPACE, WORKSPACES
 from bench.errors import UsageError
 from bench.executors import ended
 from bench.runner import Event, Finished, Stopped, Task, set_up_process
@@ -36,13 +38,14 @@ class Worker:
     def __init__(self, threads: int) -> None:
         self.threads = threads
 
-    def train(self, task: Task, seconds: float) -> Iterator[Event]:
-        """One cell.
+    def train(self, task: Task, seconds: float) -> Iterator[Event | None]:
+        """One cell; None as soon as it begins, for Ray may have it wait for room.
 
         Args:
             task: the cell.
             seconds: that are left of the run, since clocks of machines differ.
         """
+        yield None
         set_up_process(self.threads)  # flushing denormals is a thread's own matter
         yield from run_cell(dataclasses.replace(task, deadline=time.monotonic() + seconds))
 
@@ -104,7 +107,8 @@ class OnRay:
         idle: list[Any] = []
         resources = self.resources(queue.tasks[0].device)
         take = executors.patient(queue.take)
-        actor = _ray().remote(num_cpus=self.threads, max_concurrency=2, **resources)(Worker)
+        options = resources | surroundings(queue.tasks[0])
+        actor = _ray().remote(num_cpus=self.threads, max_concurrency=2, **options)(Worker)
         try:
             while queue.tasks or running:
                 if signals.stop_requested():
@@ -147,6 +151,7 @@ class _Running:
         stream: of its events.
         over: its last event has come.
         told: it was asked to save and stop.
+        heard: when it last said something, of `time.monotonic`; infinity: it has yet to begin.
     """
 
     handle: Any
@@ -154,6 +159,18 @@ class _Running:
     task: Task
     over: bool = False
     told: bool = False
+    heard: float = math.inf
+
+
+def surroundings(task: Task) -> dict[str, Any]:
+    """What Ray is to set where a worker starts: cuBLAS reads its variable once, at its start.
+
+    Machines of a cluster need not have what this one has in its environment.
+    """
+    if not task.ways.strict:
+        return {}
+    value = os.environ.get(WORKSPACE, WORKSPACES[0])
+    return {"runtime_env": {"env_vars": {WORKSPACE: value}}}
 
 
 def _one_of(running: dict[Any, _Running]) -> Task | None:
@@ -186,8 +203,15 @@ def _heard(running: dict[Any, _Running], idle: list[Any]) -> Iterator[Event]:
             if not one.over:
                 yield _wrong(one.task, error)
             continue
-        one.over = isinstance(event, Finished | Stopped)
-        yield event
+        one.heard = time.monotonic()
+        if event is not None:
+            one.over = isinstance(event, Finished | Stopped)
+            yield event
+    for stream, one in list(running.items()):
+        if not one.over and executors.hangs(one.heard, [one.task]):
+            del running[stream]
+            _ray().kill(one.handle)
+            yield executors.silent(one.task)
 
 
 def _have_saved(running: dict[Any, _Running]) -> None:

@@ -23,7 +23,7 @@ Few = Annotated[int, msgspec.Meta(ge=1, le=4096)]
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e100)]
 Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
 FileName = Annotated[str, msgspec.Meta(pattern=r"^[^/\\\x00-\x1f]+\Z", max_length=100)]
-SUITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SUITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 Status = Literal[
     "ok", "diverged", "invalid", "skipped", "failed", "lost", "out-of-memory", "timeout"
@@ -185,7 +185,7 @@ class MaskUpdate(msgspec.Struct, frozen=True, array_like=True):
         delta: ||w - w m||^2 / ||w||^2 of the weights before the update and the masks after it.
     """
 
-    step: int
+    step: Count
     density: float
     flipped: float
     iou: float
@@ -211,7 +211,7 @@ class CurvePoint(msgspec.Struct, frozen=True, array_like=True):
     Written as a JSON array: a record holds some 200 of them.
     """
 
-    step: int
+    step: Count
     train_loss: float
     validation_loss: float | None = None
     validation_top1: float | None = None

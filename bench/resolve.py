@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,14 @@ import msgspec
 from bench import datasets, folders, recipes, streaming
 from bench.controls import Asked, Joined, join
 from bench.datasets import Arrays, DatasetInfo
-from bench.errors import BudgetExceeded, DataError, SuiteError, UnknownName, with_choices
+from bench.errors import (
+    BenchError,
+    BudgetExceeded,
+    DataError,
+    SuiteError,
+    UnknownName,
+    with_choices,
+)
 from bench.folders import Folder
 from bench.initial import RANDOM, content, located
 from bench.networks import LOADING, probe
@@ -67,8 +76,10 @@ def resolve(suite: Suite, data: Path) -> Plan:
     Raises:
         UsageError: something cannot run as asked; nothing was trained or written.
     """
-    if suite.prunable not in PRESETS:
-        raise UnknownName(f"{suite.where}: prunable", "preset", suite.prunable, PRESETS)
+    presets = [(suite.where, suite.prunable), *((q.where, q.prunable) for q in suite.questions)]
+    for where, preset in presets:
+        if preset not in PRESETS:
+            raise UnknownName(f"{where}: prunable", "preset", preset, PRESETS)
     recipe = recipes.load(suite.recipe, f"{suite.where}: recipe", suite.folder)
     _check_recipe(recipe, suite)
     arrays = load_data(suite.dataset, recipe, data, suite.folder)
@@ -234,11 +245,13 @@ class _Resolver:
         if question.method in STAND_INS:
             return self.small_dense(question)
         where = question.where
-        method = make_method(question.method, question.options, where)
-        if method.needs_source != (source is not None):
-            raise SuiteError(_source_text(question, method.needs_source))
+        with _asked(question):
+            method = make_method(question.method, question.options, where)
+            needs_source, lands_on_all = method.needs_source, method.lands_on_all
+        if needs_source != (source is not None):
+            raise SuiteError(_source_text(question, needs_source))
         asked = question.sparsity
-        if method.lands_on_all and len(others := self.others(question)) > 1:
+        if lands_on_all and len(others := self.others(question)) > 1:
             # One cell answers for all the sparsities of the suite: that of the highest.
             if "also" in question.options:
                 raise SuiteError(f"{where}.also: the suite's sparsities fill it in.")
@@ -246,7 +259,7 @@ class _Resolver:
             method = make_method(question.method, {**question.options, "also": also}, where)
             question = dataclasses.replace(question, sparsity=others[-1])
         cell = self.planned(question, method, source, asked)
-        return dataclasses.replace(cell, sparsity=asked) if method.lands_on_all else cell
+        return dataclasses.replace(cell, sparsity=asked) if lands_on_all else cell
 
     def others(self, question: Question) -> list[float]:
         """Sparsities that the suite asks of the same row, ascending."""
@@ -264,7 +277,8 @@ class _Resolver:
     def prunable(self, question: Question, method: SparsityMethod | None = None) -> tuple[str, ...]:
         """Weights that the suite's preset counts for a row, and the method can prune."""
         model = probe(question.model, self.arrays.info, tuple(question.model_options.items()))
-        return prunable_names(model, method or Dense(), self.suite.prunable, question.sparsity)
+        with _asked(question):
+            return prunable_names(model, method or Dense(), question.prunable, question.sparsity)
 
     def planned(
         self,
@@ -279,11 +293,12 @@ class _Resolver:
         budget = self.budget(question)
         density = None if question.sparsity is None else 1 - question.sparsity
         budget = self.with_shapes(budget, question, method, density)
-        try:
-            plan = method.plan(budget, density)
-            check_plan(plan)
-        except ValueError as error:
-            raise SuiteError(f"{where}: {question.method}: {error}.") from error
+        with _asked(question):
+            try:
+                plan = method.plan(budget, density)
+                check_plan(plan)
+            except ValueError as error:
+                raise SuiteError(f"{where}: {question.method}: {error}.") from error
         steps = sum(phase.steps for phase in plan)
         multiple = steps / budget.steps
         if multiple > question.max_multiple + 1e-9:
@@ -302,7 +317,7 @@ class _Resolver:
             budget=question.budget,
             recipe_hash=self.recipe.hash,
             data_hash=self.arrays.hash,
-            prunable=suite.prunable,
+            prunable=question.prunable,
             method_version=method.version,
             options=_differing(method),
             model_options=_differing_model_options(question),
@@ -341,11 +356,13 @@ class _Resolver:
         self, budget: Budget, question: Question, method: SparsityMethod, density: float | None
     ) -> Budget:
         """The budget with the prunable weights' shapes, once some of them are to remain."""
-        try:
-            model = probe(question.model, self.arrays.info, tuple(question.model_options.items()))
-            names = prunable_names(model, method, self.suite.prunable, question.sparsity)
-        except SuiteError as error:
-            raise SuiteError(f"{question.where}: {error}") from error
+        with _asked(question):
+            try:
+                options = tuple(question.model_options.items())
+                model = probe(question.model, self.arrays.info, options)
+                names = prunable_names(model, method, question.prunable, question.sparsity)
+            except SuiteError as error:
+                raise SuiteError(f"{question.where}: {error}") from error
         weights = sum(model.get_parameter(name).numel() for name in names)
         if density is not None and keep_count(weights, density) == 0:
             raise SuiteError(
@@ -374,14 +391,34 @@ class _Resolver:
             why = "it starts from given weights, and a narrower network has none"
             return dataclasses.replace(full, sparsity=asked, skipped=why)
         try:
-            width = nearest_width(question.model, info, options, self.suite.prunable, asked)
+            width = nearest_width(question.model, info, options, question.prunable, asked)
         except SuiteError as error:
             return dataclasses.replace(full, sparsity=asked, skipped=str(error))
         small = dataclasses.replace(dense, model_options={**question.model_options, "width": width})
         cell = self.planned(small, make_method("dense", {}, where), None)
-        preset = self.suite.prunable
+        preset = question.prunable
         against = compared(question.model, info, options, width, preset, asked)
         return dataclasses.replace(cell, sparsity=asked, against=against)
+
+
+@contextmanager
+def _asked(question: Question) -> Iterator[None]:
+    """Whatever the hooks of anybody's method may raise, as one line.
+
+    Raises:
+        SuiteError: says where it was raised.
+    """
+    try:
+        yield
+    except BenchError:
+        raise
+    except (Exception, SystemExit) as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SuiteError(
+            f"{question.where}: {question.method}: {reason} ({place.name}, line {place.lineno} of "
+            f"{place.filename}). Mend the method, or leave it out of the suite."
+        ) from error
 
 
 def _steps_to(plan: Sequence[Phase], budget: Budget, density: float) -> int:
@@ -403,11 +440,20 @@ def _source_of(question: Question, candidates: list[tuple[Question, Cell]]) -> C
     if wanted not in labels:
         raise UnknownName(place, "row to take masks from", wanted, labels)
     for source, cell in candidates:
-        same = (source.model, source.model_options, source.seed, cell.asked)
-        mine = (question.model, question.model_options, question.seed, question.sparsity)
+        same = (source.model, source.model_options, source.seed, source.prunable, cell.asked)
+        mine = (
+            question.model,
+            question.model_options,
+            question.seed,
+            question.prunable,
+            question.sparsity,
+        )
         if source.label == wanted and same == mine:
             return cell
-    raise SuiteError(f"{place}: {wanted} has no cell at sparsity {question.sparsity}.")
+    raise SuiteError(
+        f"{place}: {wanted} has no cell at sparsity {question.sparsity} of the weights that "
+        f"{question.prunable!r} counts."
+    )
 
 
 def _leaves_masks(question: Question) -> bool:

@@ -180,7 +180,15 @@ class Finished:
     record: Record
 
 
-Event = Progress | Note | Stopped | Finished
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Another runner of the folder has finished the cell meanwhile."""
+
+    key: str
+    record: Record
+
+
+Event = Progress | Note | Stopped | Finished | Elsewhere
 
 
 def keep_memory() -> None:
@@ -236,18 +244,20 @@ def moments(task: Task) -> Generator[Event | Trainer, None, None]:
         record = attempt.record("invalid", str(error))
     except TimedOut as error:
         record = attempt.record("timeout", str(error))
-    except (SourceMissing, NotStored) as error:
+    except (SourceMissing, NotStored, DataError) as error:
         record = attempt.record("failed", str(error))
     except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())  # one line
         if stop_requested():
             # The signal may have ended processes that the cell needs: that is no fault of its own.
             yield Note(spec.key, f"{task.cell.label}: an error while it was to stop ({reason}).")
+            task.group.end(attempt.number, "stopped", reason)
             yield Stopped(spec.key, attempt.done)
             return
         if out_of_memory(error):
             record = attempt.record("out-of-memory", reason)
         else:
+            reason += attempt.resumed
             record = attempt.record("failed", reason, traceback=traceback.format_exc())
     finally:
         attempt.close()
@@ -264,11 +274,17 @@ def out_of_memory(error: BaseException) -> bool:
 
 @dataclass
 class _Attempt:
-    """One try at a cell."""
+    """One try at a cell.
+
+    Attributes:
+        resumed: what is to be known of an error after a resume: the file may be at fault, and the
+            cell would come upon it again and again.
+    """
 
     task: Task
     number: int = 0
     stopped: bool = False
+    resumed: str = ""
     source_multiple: float = 0.0
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -422,6 +438,7 @@ class _Attempt:
             if begun.place and begun.place != here:
                 text = f"began on {begun.place} and goes on here, on {here}"
                 yield Note(key, f"{task.cell.label} {text}: its last digits may differ.")
+            self.resumed = f" (it went on at step {self.done}; to start over, delete {path})"
             return
         self.build()
 

@@ -23,7 +23,7 @@ from bench.evaluate import Evaluation, evaluate
 from bench.meter import Meter
 from bench.prunable import shapes
 from bench.recipes import TIMM_PREFIX, Recipe
-from bench.record import CurvePoint, LayerCount, Least, MaskUpdate, PhaseResult
+from bench.record import Amount, Count, CurvePoint, LayerCount, Least, MaskUpdate, PhaseResult
 from bench.seeds import derive
 from bench.sharing import whole_batch_norm
 from bench.step import Step, data_term, precision
@@ -67,20 +67,20 @@ class Cursor:
         phase_seconds: `train_seconds` at the end of each phase.
     """
 
-    phase: int = 0
-    step: int = 0
-    position: int = 0
-    total: int = 0
-    drawn: int = 0
-    scored: int = 0
-    updates: int = 0
+    phase: Count = 0
+    step: Count = 0
+    position: Count = 0
+    total: Count = 0
+    drawn: Count = 0
+    scored: Count = 0
+    updates: Count = 0
     least: Least | None = None
-    train_seconds: float = 0.0
-    update_seconds: float = 0.0
-    eval_seconds: float = 0.0
+    train_seconds: Amount = 0.0
+    update_seconds: Amount = 0.0
+    eval_seconds: Amount = 0.0
     curve: list[CurvePoint] = field(default_factory=list)
     phases: list[PhaseResult] = field(default_factory=list)
-    phase_seconds: list[float] = field(default_factory=list)
+    phase_seconds: list[Amount] = field(default_factory=list)
     mask_updates: list[MaskUpdate] = field(default_factory=list)
 
     @property
@@ -161,6 +161,7 @@ class Trainer:
         hot: computes a step.
         width: runs that are computed as one, see `bench.stack`; 1: this one alone.
         ended: measured phases that nobody has looked at yet.
+        group_options: that each of the optimizer's groups was made with.
         open_probability: the method's, at the end of training.
     """
 
@@ -204,7 +205,7 @@ class Trainer:
         lr = torch.tensor(recipe.lr, device=device)
         optimizer = method.optimizer(weights, others, lr, optimizer_settings(recipe))
         # What an optimizer adds to its groups as it goes is memory too.
-        self._group_keys = [frozenset(group) for group in optimizer.param_groups]
+        self.group_options = [frozenset(group) for group in optimizer.param_groups]
         progress = torch.zeros((), device=device)
         self.state = TrainState(model, weights, masks, optimizer, lr, progress)
 
@@ -461,7 +462,7 @@ class Trainer:
             for key, value in optimizer.state.get(parameter, {}).items():
                 yield f"{index}.{key}", value
         for index, group in enumerate(optimizer.param_groups):
-            for key in sorted(group.keys() - self._group_keys[index]):
+            for key in sorted(group.keys() - self.group_options[index]):
                 yield f"{GROUP}{index}.{key}", group[key]
 
     def set_optimizer_entry(self, name: str, value: Tensor | float) -> None:

@@ -79,6 +79,7 @@ ORDER = (
     "step",
     "sharing",
     "trainer",
+    "fitting",
     "checkpoint",
     "saving",
     "initial",
@@ -91,6 +92,7 @@ ORDER = (
     "packing",
     "together",
     "leases",
+    "sweep",
     "cell_queue",
     "executors",
     "ray_executor",
@@ -130,6 +132,7 @@ WITHOUT_TORCH = (
     "spec",
     "store",
     "suite",
+    "sweep",
 )
 
 

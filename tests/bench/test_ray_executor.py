@@ -46,6 +46,16 @@ def test_workers_get_their_share_of_a_gpu_and_are_as_many_as_fit(
     assert executor.room(asked) == room
 
 
+def test_workers_of_a_strict_run_are_given_the_variable_of_cublas(tmp_path, monkeypatch):
+    (task,) = tasks_of(plan_of(write_suite(tmp_path)), Store(tmp_path / "records", "tiny"))
+    assert ray_executor.surroundings(task) == {}
+    strict = ray_executor.dataclasses.replace(task, ways=Ways(strict=True))
+    for value in (":4096:8", ":16:8"):
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", value)
+        variables = {"env_vars": {"CUBLAS_WORKSPACE_CONFIG": value}}
+        assert ray_executor.surroundings(strict) == {"runtime_env": variables}
+
+
 def test_auto_takes_a_gpu_where_the_cluster_has_one(cluster):
     assert launch.usable_device("auto", "ray") == "cuda"
     assert launch.usable_device("cpu", "ray") == "cpu"

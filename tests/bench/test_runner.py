@@ -338,9 +338,10 @@ def test_data_that_changed_since_the_suite_was_resolved_is_a_failure(tmp_path):
     assert isinstance(last, Finished)
     assert last.record.status == "failed"
     assert re.match(
-        r"DataError: mnist in .* changed since the suite was resolved \(content \w+, expected \w+",
+        r"mnist in .* changed since the suite was resolved \(content \w+, expected \w+",
         last.record.reason,
     )
+    assert last.record.traceback == ""  # no fault of anybody's code
 
 
 class Spy:
@@ -654,6 +655,23 @@ def test_a_cell_for_which_there_is_no_room_says_so_before_it_trains(tmp_path, mo
     *_, last = run_cell(task)
     assert (last.record.status, last.record.steps) == ("failed", 0)
     assert "the disk has 10 bytes left" in last.record.reason
+
+
+def test_an_error_after_a_resume_says_how_to_start_over(tmp_path, monkeypatch):
+    task = one_task(tmp_path)
+    with monkeypatch.context() as patched, signals.listen():
+        asked_after(patched, 20)
+        list(run_cell(task))
+
+    def broken(self):
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(Trainer, "compute", broken)
+    for end in (f" (it went on at step 20; to start over, delete {task.checkpoint})", ""):
+        *_, last = run_cell(task)
+        assert last.record.status == "failed"
+        assert last.record.reason == f"ValueError: no such thing{end}"
+        task.checkpoint.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("both", [False, True])

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import ray_executor
+from bench import executors, ray_executor
 from bench.cell_queue import Queue
+from bench.determinism import WORKSPACE
 from bench.executors import perform
 from bench.ray_executor import OnRay
-from bench.runner import Event, Finished, Note, Progress, Stopped
+from bench.runner import Event, Finished, Note, Progress, Stopped, Ways
 from bench.signals import listen, request
 from bench.store import Store
 from tests.bench.cells import (
@@ -97,6 +98,22 @@ def test_four_ray_workers_give_the_same_records_as_one_process(ray, tmp_path):
     assert not list((store.folder / "locks").iterdir())
 
 
+def test_workers_of_a_strict_run_have_what_cublas_needs_for_equal_bits(ray, tmp_path, monkeypatch):
+    monkeypatch.setenv(WORKSPACE, ":16:8")  # the cluster was started without it
+    suite = write_suite(tmp_path)
+    store = Store(tmp_path / "records", "tiny")
+    for strict, value in ((False, None), (True, ":16:8")):
+        (task,) = tasks_of(plan_of(suite), store, ways=Ways(strict=strict))
+        (record,) = (
+            event.record
+            for event in perform(Queue([task], store), OnRay(threads=1))
+            if isinstance(event, Finished)
+        )
+        assert record.status == "ok"
+        assert dict(record.environment.settings).get(WORKSPACE) == value
+        store.path(record.spec).unlink()
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="not run: no /proc here")
 @pytest.mark.faults
 def test_a_ray_worker_that_is_killed_costs_a_try_of_its_cell(ray, tmp_path):
@@ -115,6 +132,31 @@ def test_a_ray_worker_that_is_killed_costs_a_try_of_its_cell(ray, tmp_path):
     assert attempt.status == "lost"
     assert "the Ray worker died" in attempt.reason
     assert len([event for event in events if isinstance(event, Note)]) == 1
+    assert stored(tmp_path / "records") == by_key(train(suite, tmp_path / "alone"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="not run: no /proc here")
+@pytest.mark.faults
+def test_a_ray_worker_that_hangs_is_ended_and_its_cell_goes_on_later(ray, tmp_path, monkeypatch):
+    monkeypatch.setattr(executors, "GRACE_SECONDS", -540)  # 60 of the 600 that cells may take
+    suite = write_suite(tmp_path, METHODS, budget="{ steps = 1500, max_multiple = 1.2 }")
+    store = Store(tmp_path / "records", "tiny")
+    tasks = tasks_of(plan_of(suite), store, checkpoint_seconds=0.1, timeout_seconds=600)
+    queue, label = Queue(list(tasks), store), ""
+    events = []
+    for event in perform(queue, OnRay(threads=1, count=1)):
+        events.append(event)
+        if isinstance(event, Progress) and event.done > 100 and not label:
+            label = queue.taken[event.key][0].cell.label
+            for pid in filter(ours, ray_workers()):
+                os.kill(pid, signal.SIGSTOP)
+    found = statuses(events)
+    assert found.pop(label) == "timeout"
+    assert set(found.values()) == {"ok"}
+    assert len(found) == 3
+    assert set(statuses(list(perform(Queue(list(tasks), store), OnRay(threads=1)))).values()) == {
+        "ok"
+    }
     assert stored(tmp_path / "records") == by_key(train(suite, tmp_path / "alone"))
 
 

@@ -10,13 +10,28 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from bench import checkpoint, saving
+from bench.distributed import Group
+from bench.runner import Note, Stopped, moments
+from bench.signals import listen, request
 from bench.store import Store
-from tests.bench.cells import Command, _command, forking, stored, train, write_suite
+from bench.trainer import Trainer
+from tests.bench.cells import (
+    Command,
+    _command,
+    forking,
+    plan_of,
+    stored,
+    tasks_of,
+    train,
+    write_suite,
+)
 from tests.faults.test_kill import check, children, runs, saved, small, wait_for
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -106,6 +121,27 @@ def test_a_second_signal_does_not_wait_for_the_saving(number, tmp_path, monkeypa
     os.kill(run.process.pid, signal.SIGINT)
     assert run.wait(30) == 128 + number, run.said
     assert "Stopped. The same command goes on from the last checkpoints." in run.said
+
+
+class Watched(Group):
+    """A group of one that remembers what it tells the others of the ends of cells."""
+
+    told: ClassVar[list[tuple[str, str]]] = []
+
+    def end(self, number: int, status: str, reason: str = "") -> None:
+        self.told.append((status, reason))
+
+
+def test_ranks_beside_a_cell_that_goes_wrong_while_it_stops_are_told_that_it_has(tmp_path):
+    """Else they would wait for it until their patience is over."""
+    store = Store(tmp_path / "records", "tiny")
+    (task,) = tasks_of(plan_of(write_suite(tmp_path)), store, group=Watched())
+    with listen(), closing(moments(task)) as run:
+        assert isinstance(next(run), Trainer)
+        request()
+        assert isinstance(run.throw(RuntimeError("a pipe broke")), Note)
+        assert isinstance(next(run), Stopped)
+        assert Watched.told == [("stopped", "RuntimeError: a pipe broke")]
 
 
 STAGES = ["open", "fsync", "hardlink_to", "replace", "names"]

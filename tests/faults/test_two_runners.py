@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from bench import leases
+from bench.leases import Leases
+from bench.live import View
 from bench.store import Store
-from tests.bench.cells import Command, forking, stored, train, write_suite
+from tests.bench.cells import Command, forking, plan_of, stored, train, write_suite
 
 METHODS = "[methods.dense]\n[methods.rigl]\n[methods.one_shot]"
 STALE_SECONDS = 1.5
@@ -76,9 +78,11 @@ def long(folder: Path) -> Path:
     return write_suite(folder, "[methods.rigl]", budget="{ steps = 4000, max_multiple = 1.2 }")
 
 
-def test_two_runners_of_30_cells_leave_30_records_of_30_trainings(tmp_path):
-    seeds = str(list(range(10)))
-    suite = write_suite(tmp_path, METHODS, seeds=seeds)
+@pytest.mark.parametrize("seeds", [2, pytest.param(10, marks=pytest.mark.faults)])
+def test_two_runners_of_30_cells_leave_30_records_of_30_trainings(seeds, tmp_path):
+    """Six of them where there is no time for all."""
+    cells = 3 * seeds
+    suite = write_suite(tmp_path, METHODS, seeds=str(list(range(seeds))))
     records = tmp_path / "records"
     runners = [
         Runner(suite, records, tmp_path / f"{number}.txt", "--workers", "1") for number in range(2)
@@ -86,14 +90,46 @@ def test_two_runners_of_30_cells_leave_30_records_of_30_trainings(tmp_path):
     with ended(*runners):
         assert [runner.wait() for runner in runners] == [0, 0], [one.said for one in runners]
     trained = [key for runner in runners for key in runner.trained]
-    assert len(trained) == len(set(trained)) == 30
+    assert len(trained) == len(set(trained)) == cells
     assert all(runner.trained for runner in runners)
-    assert len(stored(records)) == 30
+    assert len(stored(records)) == cells
+    # Each runner knows of all cells at the end, but for those that were done before it began.
+    for runner in runners:
+        others = cells - len(runner.trained)
+        assert f"[{cells}/{cells}]" in runner.said or "Other runners finished" in runner.said
+        assert f"Other runners finished {others + 1} of" not in runner.said
     assert not (records / "tiny" / "attempts").exists()
     assert not list((records / "tiny" / "locks").iterdir())
     assert stored(records) == {
         record.spec.key: record for record in stored_alone(suite, tmp_path / "alone")
     }
+
+
+def test_the_live_view_comes_to_its_total_where_others_finish_cells(tmp_path, capsys):
+    suite = write_suite(tmp_path, METHODS)
+    first, second, third = train(suite, tmp_path / "records")
+    with View(plan_of(suite).manifest.cells) as view:
+        view.progress(first.spec.key, 10)  # from a checkpoint
+        view.progress(first.spec.key, 30)
+        view.finish_elsewhere(first.spec.key, first)
+        view.finish(second.spec.key, second)
+        view.finish_elsewhere(third.spec.key, third)
+        assert view._summary() == "3/3 cells, 0 running"
+        # These are what this run has had to do.
+        wanted = 20 + view.cells[second.spec.key].steps
+        assert sum(view.done.values()) - sum(view.before.values()) == wanted
+    assert capsys.readouterr().err.splitlines()[-1] == "Other runners finished 2 of the 3 cells."
+
+
+@pytest.mark.parametrize("pid", ["9" * 30, "-1", "0", "true", '"1"', "[" * 100_000])
+def test_a_lease_that_names_a_process_that_cannot_be_keeps_nobody(pid, tmp_path):
+    """Somebody else wrote it, or a disk damaged it: it goes stale as any other, or is free."""
+    name = tmp_path / "cell.lock"
+    machine = json.dumps(leases._machine())
+    text = f'{{"id": "1", "machine": {machine}, "pid": {pid}, "started": "1"}}\n'
+    (tmp_path / "cell.lock.1").write_text(text)
+    with Leases(stale_seconds=0) as here:
+        assert here.acquire(name) or here.acquire(name)
 
 
 def stored_alone(suite: Path, records: Path) -> list:
