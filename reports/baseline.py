@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from bench.errors import RecordError, SuiteError, UsageError
-from bench.record import SUITE_NAME, Environment
+from bench.record import SUITE_NAME, Record
 from bench.spec import CellSpec
 from bench.store import Store, suites
 from reports.aggregate import CellStatus, Row, aggregate, asked_text, model_text
@@ -183,12 +183,14 @@ def summary(row: Row) -> BaselineRow:
 
 def places(rows: list[Row]) -> tuple[str, ...]:
     """What rows were measured on, each place once."""
-    return tuple(sorted({place(record.environment) for row in rows for record in row.finished}))
+    return tuple(sorted({place(record) for row in rows for record in row.finished}))
 
 
-def place(environment: Environment) -> str:
-    """The part of an environment that seconds depend on most."""
-    return f"{environment.device}, {environment.threads} threads, torch {environment.torch}"
+def place(record: Record) -> str:
+    """What seconds depend on most: devices, threads, torch."""
+    where, how = record.environment, record.execution
+    several = f"{how.devices} devices: " if how is not None and how.devices > 1 else ""
+    return f"{several}{where.device}, {where.threads} threads, torch {where.torch}"
 
 
 def reach(baseline: Baseline) -> Iterator[str]:

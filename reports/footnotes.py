@@ -148,6 +148,8 @@ def execution_texts(record: Record) -> Iterator[str]:
         return
     if how.timing == "shared":
         yield "seconds beside other cells on the same device, not of the cell alone"
+    if how.devices > 1:
+        yield f"seconds on {how.devices} devices, which trained each cell together"
     if how.stack > 1:
         yield f"computed {how.stack} cells at a time as one network, whose sums round differently"
     if how.graph:

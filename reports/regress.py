@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from bench.errors import RecordError
 from bench.store import Store
@@ -19,6 +20,12 @@ from reports.baseline import (
 from reports.footnotes import plural
 from reports.outcome import DEFAULTS, EXIT_CODES, Limits, Line, Outcome, Status, number
 from reports.tolerance import UNKNOWN, Tolerance, spreads, tolerances
+
+Tries = Mapping[str, CellStatus]
+NO_TRIES: Tries = MappingProxyType({})
+
+WRONG: tuple[CellStatus, ...] = ("invalid", "failed", "lost", "out-of-memory", "timeout")
+"""Statuses that no baseline excuses; a try that failed has one of them."""
 
 __all__ = ["Limits", "Line", "Outcome", "check", "judge", "write_baseline"]
 
@@ -51,13 +58,13 @@ def check(
     if root.is_dir() and not store.folder.is_dir():
         return judge(before, (), limits=limits)  # all of it is missing
     rows = aggregate(store.manifest(), store.records(brief=True)).rows
-    return judge(before, rows, failed_keys(store), limits)
+    return judge(before, rows, last_tries(store), limits)
 
 
 def judge(
     before: Baseline,
     rows: Sequence[Row],
-    failed: Collection[str] = (),
+    tries: Tries = NO_TRIES,
     limits: Limits = DEFAULTS,
 ) -> Outcome:
     """Holds rows to a baseline: the decision of `sparsebench check`.
@@ -69,7 +76,7 @@ def judge(
     Args:
         before: the baseline.
         rows: of the suite now.
-        failed: keys of cells with failed attempts.
+        tries: status of the last failed try of cells that have one, by key.
         limits: what may be lost.
     """
     now = {question(row.label, row.spec): row for row in rows}
@@ -81,26 +88,25 @@ def judge(
         limits.floor,
     )
     lines = [
-        line(base, row, failed, held, limits)
+        line(base, row, tries, held, limits)
         for (base, row), held in zip(pairs, of_rows, strict=True)
     ]
-    lines += [new(row, failed) for row in now.values()]
+    lines += [new(row, tries) for row in now.values()]
     found = {one.status for one in lines}
     status: Status = next((status for status in EXIT_CODES if status in found), "nothing")
     where = (before.places, places(list(rows)))
     return Outcome(before.suite, status, tuple(lines), suite, limits, where)
 
 
-def failed_keys(store: Store) -> set[str]:
-    """Keys of the cells of which a try failed."""
-    names = (path.stem.rpartition("-")[0] for path in (store.folder / "attempts").glob("*.json"))
-    return {name.rpartition("-")[2] for name in names}
+def last_tries(store: Store) -> dict[str, CellStatus]:
+    """Status of the last failed try of each cell that has some, by key."""
+    return {record.spec.key: record.status for record in store.attempts()}
 
 
 def line(
     base: BaselineRow,
     row: Row | None,
-    failed: Collection[str],
+    tries: Tries,
     tolerance: Tolerance,
     limits: Limits,
 ) -> Line:
@@ -115,7 +121,7 @@ def line(
             seconds_before=base.seconds,
         )
     allowed = tolerance.allowed(base.n, len(row.ok)) if base.n and row.ok else None
-    found = statuses(row, failed)
+    found = statuses(row, tries)
     reasons: dict[Status, list[str]] = {
         "failed": list(broken(base, found)),
         "regressed": [*worse(base, row, allowed), *slower(base, row, limits.time)],
@@ -147,12 +153,10 @@ def ok_keys(row: Row) -> list[str]:
     return [key for key, status in zip(row.keys, row.statuses, strict=True) if status == "ok"]
 
 
-def new(row: Row, failed: Collection[str]) -> Line:
+def new(row: Row, tries: Tries) -> Line:
     """A row that the baseline does not have: it matters only where it went wrong."""
     wrong = tuple(
-        f"seed {seed} {status}"
-        for seed, status in statuses(row, failed).items()
-        if status in ("failed", "invalid")
+        f"seed {seed} {status}" for seed, status in statuses(row, tries).items() if status in WRONG
     )
     return Line(
         *named(row),
@@ -164,10 +168,10 @@ def new(row: Row, failed: Collection[str]) -> Line:
     )
 
 
-def statuses(row: Row, failed: Collection[str]) -> dict[int, CellStatus]:
+def statuses(row: Row, tries: Tries) -> dict[int, CellStatus]:
     """Status of each seed, telling one that failed from one that was never tried."""
     return {
-        spec.seed: "failed" if status == "missing" and key in failed else status
+        spec.seed: tries.get(key, status) if status == "missing" else status
         for spec, key, status in zip(row.specs, row.keys, row.statuses, strict=True)
     }
 
@@ -176,7 +180,7 @@ def broken(base: BaselineRow, found: dict[int, CellStatus]) -> Iterator[str]:
     """Cells that went wrong. One that diverged in the baseline too measures what it did."""
     known = {cell.seed for cell in base.cells if cell.status == "diverged"}
     for seed, status in found.items():
-        if status in ("failed", "invalid") or (status == "diverged" and seed not in known):
+        if status in WRONG or (status == "diverged" and seed not in known):
             yield f"seed {seed} {status}"
 
 

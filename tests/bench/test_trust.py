@@ -132,7 +132,7 @@ def test_a_phase_whose_name_is_no_file_name_is_refused(name, record):
         check_plan((Phase(name=name, steps=1, density=1.0),))
 
 
-@pytest.mark.parametrize("name", ["../other", "a/b", "-rf", "", "a\nb"])
+@pytest.mark.parametrize("name", ["../other", "a/b", "-rf", "", "a\nb", "x" * 101])
 def test_a_records_suite_is_a_name_and_no_path(name, record):
     text = encode(dataclasses.replace(record, suite=name))
     with pytest.raises(RecordError, match="is no name"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -108,4 +109,5 @@ def only_inside(folder: Path) -> Iterator[None]:
     assert not _Watch.outside, _Watch.outside
 
 
+tempfile.gettempdir()  # tries by a file, the first time
 sys.addaudithook(_look)

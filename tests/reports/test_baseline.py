@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from bench.errors import RecordError
-from bench.record import Record
+from bench.record import Execution, Record
 from reports.baseline import (
     Baseline,
     encode,
@@ -51,6 +51,13 @@ def test_a_baseline_names_its_keys_counts_accuracy_and_times(tmp_path: Path) -> 
         (one.key, 280, 20_000) for one in SEEDS
     ]
     assert (content["schema"], content["places"]) == (2, ["cpu, 1 threads, torch 2.15"])
+
+
+def test_a_baseline_tells_where_several_devices_trained_a_cell(tmp_path: Path) -> None:
+    several = Execution(devices=2)
+    baseline = made(tmp_path, measured(97.0)[0], record(SEEDS[1], 99.0, execution=several))
+    where = "cpu, 1 threads, torch 2.15"
+    assert baseline.places == (f"2 devices: {where}", where)
 
 
 def test_what_is_written_reads_back(tmp_path: Path) -> None:

@@ -189,6 +189,18 @@ def test_counts_are_compared_exactly(tmp_path: Path, change: dict[str, int], tex
     assert text in outcome.table
 
 
+@pytest.mark.parametrize("status", ["failed", "lost", "out-of-memory", "timeout"])
+@pytest.mark.parametrize("row", ["known", "new"])
+def test_a_check_says_how_a_cell_failed(tmp_path: Path, status: str, row: str) -> None:
+    fine = measured(98.0, 98.0)
+    bad = SEEDS[1] if row == "known" else spec("snip")
+    kept = fine[:1] if row == "known" else fine
+    tries = [record(bad, None, status=of, counts=None) for of in ("failed", status)]
+    outcome = compare(tmp_path, fine, [*kept, *tries], specs=[*SEEDS, bad])
+    assert (outcome.status, outcome.exit_code) == ("failed", 3)
+    assert f"seed {bad.seed} {status}" in outcome.table
+
+
 @pytest.mark.parametrize("status", ["diverged", "invalid", "failed"])
 def test_a_cell_that_went_wrong_fails_the_check(tmp_path: Path, status: str) -> None:
     bad = record(SEEDS[1], None, status=status, counts=None)

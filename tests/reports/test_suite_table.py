@@ -239,7 +239,11 @@ def test_footnotes_say_how_cells_were_computed_where_it_was_not_one_by_one() -> 
     assert "- computed 4 cells at a time as one network, whose sums round differently: rigl.\n" in (
         table
     )
+    several = record(stacked, execution=Execution(devices=2))
+    table = suite_table(asked, [record(alone, execution=Execution()), several])
+    assert "- seconds on 2 devices, which trained each cell together: rigl.\n" in table
     plain = suite_table(asked, [record(alone, execution=Execution()), record(stacked)])
+    assert "devices, which" not in plain
     assert "seconds beside" not in plain
     assert "computed 4" not in plain
 
