@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
-from bench.record import LayerCount, Record
+from bench.record import LayerCount, PhaseResult, Record
 from reports.aggregate import Row
 from reports.papers import PublishedCell
 
@@ -104,7 +104,8 @@ def remaining(record: Record, _: Record) -> float | None:
 def kept(record: Record) -> int:
     """Prunable weights that the masks of the last phase keep."""
     assert record.counts is not None
-    density = record.phases[-1].density if record.phases else None
+    phase = last(record)
+    density = phase.density if phase else None
     return (
         record.counts.prunable_nonzero
         if density is None
@@ -112,16 +113,22 @@ def kept(record: Record) -> int:
     )
 
 
+def last(record: Record) -> PhaseResult | None:
+    """The phase with which the cell ended, or the row's round: a ticket's record has later ones."""
+    ended = [phase for phase in record.phases if phase.total <= record.steps]
+    return ended[-1] if ended else None
+
+
 def early_step(record: Record, _: Record) -> float | None:
     """Step of least validation loss in the last phase."""
-    least = record.phases[-1].least if record.phases else None
-    return None if least is None else least.step
+    phase = last(record)
+    return phase.least.step if phase and phase.least else None
 
 
 def early_accuracy(record: Record, _: Record) -> float | None:
     """Test accuracy at that step."""
-    least = record.phases[-1].least if record.phases else None
-    return None if least is None else least.top1
+    phase = last(record)
+    return phase.least.top1 if phase and phase.least else None
 
 
 def gain(record: Record, _: Record) -> float | None:
