@@ -113,9 +113,12 @@ def run(
     records: Records = Path("records"),
     device: Device = "auto",
     workers: Annotated[
-        int, typer.Option(min=0, help="Cells trained side by side; 0: a CPU core each, or 1 a GPU.")
+        int,
+        typer.Option(
+            min=0, max=4096, help="Cells trained side by side; 0: a CPU core each, or 1 a GPU."
+        ),
     ] = 0,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads per cell.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads per cell.")] = 1,
     only: Only = None,
     limit_minutes: Annotated[
         float | None, typer.Option(help="Save and stop after so many minutes (exit status 5).")
@@ -162,6 +165,7 @@ def run(
         int,
         typer.Option(
             min=0,
+            max=1000,
             help="How often a cell that was lost or ran out of memory is tried again, with fewer "
             "cells side by side.",
         ),

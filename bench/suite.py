@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ from models import find_info as find_model
 from models import names as model_names
 
 FOLDER = Path(__file__).parent / "suites"
+
+MAX_SEED = 2**63 - 1
+
+MAX_CELLS = 100_000
+"""More than anybody trains: a slip, which would take minutes to resolve."""
 
 
 class BudgetTable(msgspec.Struct, forbid_unknown_fields=True):
@@ -221,12 +227,19 @@ def _questions(file: SuiteFile, where: str, folder: Path) -> Iterator[Question]:
                     if identity in seen:
                         raise SuiteError(f"{place}: asked for twice: {identity}.")
                     seen.add(identity)
+                    if len(seen) > MAX_CELLS:
+                        raise SuiteError(
+                            f"{where}: asks for more than {MAX_CELLS:,} cells; make several suites."
+                        )
                     yield question
 
 
 def _check_seeds(seeds: list[int], where: str) -> None:
-    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise SuiteError(f"{where}: seeds = {seeds}: give different integers from 0 on.")
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0 or max(seeds) > MAX_SEED:
+        found = textwrap.shorten(str(seeds), 80)
+        raise SuiteError(
+            f"{where}: seeds = {found}: give different integers from 0 to {MAX_SEED:,}."
+        )
 
 
 def _model(entry: str | dict[str, Scalar], where: str) -> tuple[str, dict[str, Scalar]]:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import math
 
+MAX_UNITS = 100_000
+"""Of a layer; more is a slip, which would end in an allocator's error."""
+
 
 def scaled(units: int, width: float) -> int:
     """The size of a hidden layer under the option `width`: the product, rounded, at least 1.
 
     Raises:
-        ValueError: the width is not a finite number above 0.
+        ValueError: the width is not a finite number above 0, or makes the layer too large.
     """
     if not _is_number(width) or not 0 < width < math.inf:
         raise ValueError(f"width: found {width!r}; allowed: a number above 0")
+    if units * width > MAX_UNITS:
+        raise ValueError(
+            f"width: found {width!r}, of {units} units; allowed: up to {MAX_UNITS:,} units a layer"
+        )
     return max(1, round(units * width))
 
 

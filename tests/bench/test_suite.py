@@ -731,6 +731,28 @@ def test_sparsities_of_other_prunable_weights_are_other_cells(tmp_path):
     assert low.multiple < middle.multiple < high.multiple
 
 
+def test_a_suite_of_more_cells_than_anybody_trains_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "MAX_CELLS", 5)
+    path = write_suite(tmp_path, "[methods.rigl]", seeds="[0, 1, 2, 3, 4]")
+    assert len(suite.load(str(path)).questions) == 5
+    path = write_suite(tmp_path, "[methods.rigl]", seeds="[0, 1, 2, 3, 4, 5]")
+    with pytest.raises(SuiteError, match="asks for more than 5 cells; make several suites"):
+        suite.load(str(path))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 10**30])
+def test_a_seed_that_no_generator_takes_is_refused(tmp_path, seed):
+    path = write_suite(tmp_path, "[methods.rigl]", seeds=f"[{seed}]")
+    with pytest.raises(SuiteError, match="seeds"):
+        suite.load(str(path))
+
+
+def test_a_width_that_would_fill_the_memory_is_refused(tmp_path):
+    models = '[{ name = "lenet_300_100", width = 1e308 }]'
+    with pytest.raises(SuiteError, match=r"width: found 1e\+308, of 300 units; allowed"):
+        cells_of(tmp_path, "[methods.rigl]", models=models)
+
+
 def test_a_method_can_prune_other_weights_than_the_suite(tmp_path):
     methods = '[methods.rigl]\n[methods.snip]\nprunable = "all"'
     rigl, snip = cells_of(tmp_path, methods, prunable='"rigl-uniform"')
