@@ -65,7 +65,7 @@ def memory(trainer: Trainer, entries: Mapping[str, object]) -> None:
         if not found or index >= len(groups if group else parameters):
             raise ValueError(f"the optimizer has no {name!r}")
         if group:
-            if known or key in trainer.group_options[index]:
+            if key in trainer.group_options[index]:
                 raise ValueError(f"{name!r} is an option of the optimizer, and no memory")
         elif known:
             if key not in known or not isinstance(value, Tensor):

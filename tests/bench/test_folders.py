@@ -682,7 +682,7 @@ def test_a_file_that_is_damaged_in_the_meantime_fails_the_cell_by_name(images, t
     assert isinstance(last, Finished)
     assert last.record.status == "failed"
     assert re.match(
-        r"DataError: .*val/digit-0/\d+\.jpg: cannot be decoded any more \(.*truncated.*\)",
+        r".*val/digit-0/\d+\.jpg: cannot be decoded any more \(.*truncated.*\)",
         last.record.reason,
     )
 

@@ -14,8 +14,9 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +218,29 @@ def grow(disk: Path, size: str = "64m") -> None:
     mount("-o", f"remount,rw,size={size}", str(disk)).check_returncode()
 
 
+@contextmanager
+def filling(disk: Path) -> Iterator[None]:
+    """Takes all room at once, and what a process gives back as soon as it does."""
+    over = threading.Event()
+
+    def fill() -> None:
+        with (disk / "big").open("wb", 0) as file:
+            while not over.is_set():
+                try:
+                    file.write(bytes(4096))
+                except OSError:
+                    over.wait(0.001)
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        (disk / "big").unlink()
+
+
 def test_a_disk_that_is_too_small_is_told_before_the_first_step(disk, place):
     suite = small(place.folder)
     records = disk / "records"
@@ -236,16 +260,13 @@ def test_a_disk_that_is_full_all_of_a_sudden_loses_nothing(disk, place):
     records = disk / "records"
     run = place.run(suite, "--checkpoint-seconds", "0", records=records)
     wait_for(lambda: begun(records, 1), seconds=120)
-    with (disk / "big").open("wb", 0) as file, suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
-    said = finished(run, 1)
+    with filling(disk):
+        said = finished(run, 1)
     assert "the last checkpoint stays." in said
     assert said.splitlines()[-1].startswith(f"sparsebench: {records / 'tiny'}: cannot write there")
     assert "No space left on device" in said.splitlines()[-1]
     assert list(records.glob("tiny/checkpoints/*.safetensors"))
     assert not list(records.rglob("*.tmp"))
-    (disk / "big").unlink()
     complete(place, suite, records=records)
 
 
