@@ -183,10 +183,11 @@ class Queue:
         self.again.append(task)
         self.crowd = max(self.crowd, crowd)
         yield Stopped(key, 0)
+        again = "again at the end" + ", with fewer cells side by side" * (crowd > 1)
         yield Note(
             key,
-            f"{name(record)}: {record.status}: {record.reason}; it is tried again at the end, with "
-            f"fewer cells side by side ({self.tries[key]} of {self.retries}).",
+            f"{name(record)}: {record.status}: {record.reason}; it is tried {again} "
+            f"({self.tries[key]} of {self.retries}).",
         )
 
 

@@ -192,23 +192,24 @@ def run(
         raise UsageError(f"--limit-minutes {limit_minutes}: must be above 0.")
     if cell_timeout is not None and not cell_timeout > 0:
         raise UsageError(f"--cell-timeout {cell_timeout}: must be above 0.")
-    # Under torchrun this process is itself the worker.
-    local = executor == "local" and "TORCHELASTIC_RUN_ID" not in os.environ
-    if local and processes.likely(workers, device):
-        processes.begin_early()
-    from bench import suite as suites
+    with signals.at_once():
+        # Under torchrun this process is itself the worker.
+        local = executor == "local" and "TORCHELASTIC_RUN_ID" not in os.environ
+        if local and processes.likely(workers, device):
+            processes.begin_early()
+        from bench import suite as suites
 
-    suites.load(suite)  # a wrong name is told before torch is imported
+        suites.load(suite)  # a wrong name is told before torch is imported
 
-    from bench import distributed, launch
-    from bench.determinism import wants_strict
-    from bench.runner import Ways
+        from bench import distributed, launch
+        from bench.determinism import wants_strict
+        from bench.runner import Ways
 
-    group = distributed.meet(device)
-    with group.in_turn("resolving"):
-        plan, store = _resolve(suite, data, records, quiet=not group.leads)
-    cells = launch.chosen(plan, only)
-    device = group.device or launch.usable_device(device, executor, address)
+        group = distributed.meet(device)
+        with group.in_turn("resolving"):
+            plan, store = _resolve(suite, data, records, quiet=not group.leads)
+        cells = launch.chosen(plan, only)
+        device = group.device or launch.usable_device(device, executor, address)
     deadline = math.inf
     if limit_minutes is not None:
         limit = 60 * limit_minutes
@@ -690,7 +691,11 @@ def main() -> None:
         if text.endswith("..") and not text.endswith("..."):  # others' words had their own
             text = text[:-1]
         print("sparsebench:", text, file=sys.stderr)
-        sys.exit(error.exit_code)
+        status: int | str | None = error.exit_code
+    except SystemExit as ended:
+        status = ended.code
+    processes.end_soon(status if isinstance(status, int) else status is not None)
+    sys.exit(status)
 
 
 def _resolve(

@@ -17,7 +17,7 @@ import operator
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -29,6 +29,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from bench.errors import RankLost, RanksDiffer, UsageError
+from bench.signals import stop_requested
 
 FINE = ("ok", "diverged", "invalid", "skipped", "stopped")
 """Ends of a cell to which ranks come after the same work, so that none need be waited for long."""
@@ -41,6 +42,13 @@ ASK_SECONDS, ASK_STEPS = 1.0, 1000
 
 PATIENCE, GRACE = 600.0, 20.0
 """Seconds, see `Group`."""
+
+HURRY_SECONDS = 5.0
+"""What is left to wait for others by one that is to stop: theirs too may have been ended, and
+`torchrun` kills after 30 seconds whoever stays."""
+
+LOOK_SECONDS = 0.01
+"""Pause before another look whether there is word of others; one wait would hear no signal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +144,7 @@ class Group:
             what: is done; unique in the group's life.
         """
         if self.size > 1 and not self.leads:
-            self.store.wait([f"done/{what}"], LONG)
+            self._await([f"done/{what}"], LONG, HURRY_SECONDS)
         try:
             yield
         finally:
@@ -166,9 +174,11 @@ class Group:
         """For the other ranks: the key of each cell that the first begins."""
         for number in itertools.count(1):
             try:
-                self.store.wait([f"cell/{number}"], LONG)
+                self._await([f"cell/{number}"], LONG, HURRY_SECONDS)
                 told = json.loads(self.store.get(f"cell/{number}"))
             except RuntimeError as error:
+                if stop_requested():
+                    return
                 raise RankLost("rank 0 died; the same command goes on.") from error
             if told is None:
                 return
@@ -180,24 +190,53 @@ class Group:
         Args:
             number: as `begin` gave it.
             status: of its record, or `stopped`.
-            reason: of that status.
+            reason: of that status. Of `stopped` an error: others are not waited for then, who may
+                have been ended by the same signal.
 
         Raises:
             RankLost: it did not: the cell has no record then, and its checkpoint stays.
         """
         if self.size == 1:
             return
-        self.store.set(f"end/{number}/{self.rank}", json.dumps([status, reason]))
+        word = json.dumps([status, reason])
+        if status == "stopped" and reason:
+            with suppress(RuntimeError):  # what they leave word in may be gone as well
+                self.store.set(f"end/{number}/{self.rank}", word)
+            return
+        self.store.set(f"end/{number}/{self.rank}", word)
         keys = [f"end/{number}/{rank}" for rank in range(self.size)]
-        seconds = self.patience if status in FINE else self.grace
+        seconds, hurry = self.grace, HURRY_SECONDS
+        if status in FINE:  # the first rank may be writing, and where all have stopped it saves
+            seconds, hurry = self.patience, self.patience if status == "stopped" else self.grace
         try:
-            self.store.wait(keys, timedelta(seconds=seconds))
+            self._await(keys, timedelta(seconds=seconds), hurry)
         except RuntimeError as error:
             raise self._lost(number, keys) from error
         ends = {json.loads(self.store.get(key))[0] for key in keys}
         # A rank that another one left alone fails too, but that is not the cell's fault.
         if len(ends) > 1 or self.store.check([f"lost/{number}"]):
             raise self._lost(number, keys)
+
+    def _await(self, keys: Sequence[str], limit: timedelta, hurry: float) -> None:
+        """Waits until others have left word.
+
+        Args:
+            keys: of it.
+            limit: to wait.
+            hurry: seconds that are left of it once this process is to stop.
+
+        Raises:
+            RuntimeError: they have not.
+        """
+        end = time.monotonic() + limit.total_seconds()
+        hurries = False
+        while not self.store.check(list(keys)):
+            now = time.monotonic()
+            if stop_requested() and not hurries:
+                hurries, end = True, min(end, now + hurry)
+            if now >= end:
+                raise RuntimeError("waited in vain for the other processes")
+            time.sleep(LOOK_SECONDS)
 
     def _lost(self, number: int, keys: Sequence[str]) -> RankLost:
         """What became of the ranks; lets the others know that this one waits no longer."""

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import threading
 import time
+import traceback
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -36,6 +37,13 @@ BUSY_SECONDS = 0.5
 GRACE_SECONDS = 120.0
 """What a worker may be silent for beyond the time that its cell may take: building, compiling and
 saving do not count for the cell, and say nothing."""
+
+LATE_SECONDS = 30.0
+"""What may pass beyond the limit of time until what is under way is saved: a long step, or a test
+of the network. Then it hangs."""
+
+END_SECONDS = 10.0
+"""What a worker has to end by itself once nobody listens; then it is killed."""
 
 
 class Executor(Protocol):
@@ -183,21 +191,24 @@ class Workers:
                     else:
                         yield from _passed_on(event, worker, queue)
                 for worker in list(workers):
-                    if hangs(worker.heard, worker.tasks.values()):
+                    if _gone(worker):
+                        events = _lost(worker, queue)
+                    elif hung := _hung(worker):
                         worker.process.kill()
-                    elif not worker.leaving or worker.tasks:
+                        events = iter(hung)
+                    elif worker.leaving and not worker.tasks:
+                        events = iter(())
+                    else:
                         continue
                     workers[workers.index(worker)] = self.start(device)
                     worker.connection.close()  # one that is well ends by itself
-                    for task in worker.tasks.values():
-                        yield silent(task)
+                    yield from events
         finally:
             for worker in workers:
                 worker.connection.close()
                 if worker.tasks:
                     worker.process.kill()
-            for worker in workers:  # they end at the same time
-                worker.process.join()
+            _see_end(workers)
 
     def start(self, device: str) -> _Worker:
         """A new process."""
@@ -269,6 +280,8 @@ def _have_saved(workers: Sequence[_Worker]) -> None:
 
 def _passed_on(event: Event, worker: _Worker, queue: Queue) -> Iterator[Event]:
     """What a worker said; where only it was told to stop, its cells go on in another."""
+    if event.key not in worker.tasks:
+        return  # what is over can end no second time
     task = worker.tasks.pop(event.key) if isinstance(event, Finished | Stopped) else None
     yield event
     asked = worker.told or signals.stop_requested()
@@ -291,6 +304,25 @@ def hangs(heard: float, tasks: Iterable[Task]) -> bool:
     return time.monotonic() - heard > limit + GRACE_SECONDS
 
 
+def _hung(worker: _Worker) -> list[Event]:
+    """What is to be said of the cells of a worker that hangs; nothing of another's."""
+    tasks = list(worker.tasks.values())
+    if hangs(worker.heard, tasks):
+        return [silent(task) for task in tasks]
+    late = min((task.deadline for task in tasks), default=math.inf) + LATE_SECONDS
+    if time.monotonic() < late:
+        return []
+    return [event for task in tasks for event in _late(task)]
+
+
+def _late(task: Task) -> tuple[Note, Stopped]:
+    """Of a cell that was not saved at the limit of time."""
+    key = task.cell.spec.key
+    text = f"not saved {LATE_SECONDS:g} seconds after the limit of time, and its process was ended"
+    then = "a step or its data hangs; the cell goes on from its last checkpoint"
+    return Note(key, f"{name(task.cell)}: {text}: {then}."), Stopped(key, 0, late=True)
+
+
 def silent(task: Task) -> Finished:
     """The record of a cell whose process hangs."""
     minutes = (task.timeout_seconds + GRACE_SECONDS) / 60
@@ -298,9 +330,32 @@ def silent(task: Task) -> Finished:
     return ended(task, "timeout", f"{text} hangs; the cell goes on from its last checkpoint")
 
 
+def _gone(worker: _Worker) -> bool:
+    """Whether it died unheard, as where processes that a method made hold its end of the pipe."""
+    if worker.process.exitcode is None or worker.connection.poll():
+        return False
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(worker.process.pid, 0)  # the server that should know of it may itself have died
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def _see_end(workers: Iterable[_Worker]) -> None:
+    """Waits for workers, which end at the same time; one that does not is killed."""
+    end = time.monotonic() + END_SECONDS
+    for worker in workers:
+        worker.process.join(max(0, end - time.monotonic()))
+        if worker.process.exitcode is None:
+            worker.process.kill()
+            worker.process.join(END_SECONDS)
+
+
 def _lost(worker: _Worker, queue: Queue) -> Iterator[Event]:
     """A worker that died loses its cells; at least one, or it might go on so."""
-    worker.process.join()
+    _see_end([worker])
     if not worker.tasks and (task := queue.take()) is not None:
         worker.tasks[task.cell.spec.key] = task
     for task in worker.tasks.values():
@@ -349,7 +404,19 @@ def _end_with_parent() -> None:
 
 
 def _work(connection: Connection, threads: int, places: int, device: str) -> None:
-    """A worker: asks for tasks and sends events until its parent closes the pipe, or is gone."""
+    """A worker; ends at once whatever a method did, so that nobody waits for what it left."""
+    status = 1
+    try:
+        _serve(connection, threads, places, device)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        processes.end_at_once(status)
+
+
+def _serve(connection: Connection, threads: int, places: int, device: str) -> None:
+    """Asks for tasks and sends events until the parent closes the pipe, or is gone."""
     signals.follow()
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     set_up_process(threads)

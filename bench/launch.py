@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
+import threading
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,9 +18,9 @@ from bench import ray_executor
 from bench.cell_queue import FINE, Queue
 from bench.distributed import Group
 from bench.errors import UsageError
-from bench.executors import Executor, Workers, local, perform
+from bench.executors import LATE_SECONDS, Executor, InThisProcess, Workers, local, perform
 from bench.live import View
-from bench.processes import cores
+from bench.processes import cores, end_at_once
 from bench.record import Timing
 from bench.resolve import Plan
 from bench.runner import (
@@ -254,7 +255,8 @@ def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> bo
             executor = _executor(settings, min(workers, len(ready)), places)
             queue = Queue(ready, store, retries=settings.retries, strict=settings.strict)
             # Closed at once whatever happens here, so that no worker is waited for at the exit.
-            with closing(perform(queue, executor)) as events:
+            late_end = settings.deadline if isinstance(executor, InThisProcess) else math.inf
+            with _ended_late(late_end, view), closing(perform(queue, executor)) as events:
                 for event in events:
                     _show(view, event)
                     late |= isinstance(event, Stopped) and event.late
@@ -273,6 +275,38 @@ def _follow(plan: Plan, store: Store, settings: Settings) -> None:
         task = _task(by_key[key], plan, store, settings, by_key)
         for _ in run_cell(dataclasses.replace(task, timeout_seconds=math.inf)):
             pass  # the first process decides when to stop, and shows how it goes
+
+
+@contextmanager
+def _ended_late(deadline: float, view: View) -> Iterator[None]:
+    """Ends this process where it trains and hangs past the limit of time: nobody else could.
+
+    Args:
+        deadline: see `Settings`.
+        view: says so.
+    """
+    if math.isinf(deadline):
+        yield
+        return
+    over = threading.Event()
+    seconds = min(deadline + LATE_SECONDS - time.monotonic(), threading.TIMEOUT_MAX)
+    threading.Thread(target=_end_late, args=(over, seconds, view), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _end_late(over: threading.Event, seconds: float, view: View) -> None:
+    if over.wait(seconds):
+        return
+    with suppress(Exception):  # nothing is to keep it from ending
+        view.say(
+            f"Time was up {LATE_SECONDS:g} seconds ago, and nothing is saved yet: a step or its "
+            "data hangs. The same command goes on from the last checkpoints."
+        )
+        view.__exit__(None, None, None)  # gives the terminal back
+    end_at_once(CELLS_LEFT)
 
 
 def _show(view: View, event: Event) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import threading
 import time
 import uuid
@@ -25,6 +26,12 @@ from typing import Self
 STALE_SECONDS = 120.0
 """After so long without a beat a lease may be taken over: far longer than disks shared by network
 keep others from seeing what was written."""
+
+NUMBER = re.compile("[1-9][0-9]{0,8}")
+"""How a lease's file ends. Whatever else ends in digits is not ours."""
+
+FOLDER = b"a folder"
+"""Stands for the content of one that bears a lease's name: nobody holds it."""
 
 BEATS = 8
 """Beats that an owner has before its lease goes stale."""
@@ -123,7 +130,8 @@ class Leases:
             return None
         for lower in found:
             if lower < lease.number:
-                _file(name, lower).unlink(missing_ok=True)
+                with suppress(OSError):  # it does no harm: the highest number holds
+                    _file(name, lower).unlink()
         self._keep(lease)
         return lease
 
@@ -138,7 +146,7 @@ class Leases:
     def _stale(self, path: Path) -> bytes | None:
         """The content of a lease that may be taken over; None of any other."""
         content = _content(path)
-        if content is None or _is_orphan(content):
+        if content in (None, FOLDER) or _is_orphan(content):
             return content
         now = time.monotonic()
         seen, since = self._seen.get(path, (None, now))
@@ -172,7 +180,7 @@ def _numbers(name: Path) -> list[int]:
     start = f"{name.name}."
     with os.scandir(name.parent) as entries:
         ends = [entry.name.removeprefix(start) for entry in entries if entry.name.startswith(start)]
-    return [int(end) for end in ends if end.isdecimal()]
+    return [int(end) for end in ends if NUMBER.fullmatch(end)]
 
 
 def _content(path: Path) -> bytes | None:
@@ -180,7 +188,7 @@ def _content(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
     except OSError:
-        return None
+        return FOLDER if path.is_dir() else None
 
 
 def _create(name: Path, number: int) -> Lease | None:

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from bench.record import Record
+from bench.record import Record, printable
 from bench.store import Cell
 
 
@@ -113,6 +113,7 @@ class View:
             self._print(text)
 
     def _print(self, text: str) -> None:
+        text = printable(text)  # it may quote whatever a method said
         if self.bar:
             self.bar.console.print(text, markup=False, highlight=False)
         else:

@@ -45,6 +45,42 @@ FINAL: tuple[Status, ...] = ("ok", "diverged", "invalid", "skipped")
 """Statuses that answer the question. Others are kept aside, and the cell runs again next time."""
 
 
+MOST_OF_REASON, MOST_OF_TRACEBACK = 500, 20_000
+"""Characters that are kept; both ends of what is longer."""
+
+
+def told(error: BaseException) -> str:
+    """An error in words, whatever it is: its class, and what it says, if it can say it."""
+    kind = type(error).__name__
+    try:
+        text = str(error)
+    except BaseException as another:
+        return f"{kind}, whose text raises {type(another).__name__}"
+    return f"{kind}: {text}" if text else kind
+
+
+def one_line(text: str) -> str:
+    """A reason as anybody can read it: short, printable, without line breaks."""
+    return _shortened(printable(_shortened(" ".join(text.split()), MOST_OF_REASON)), MOST_OF_REASON)
+
+
+def printable(text: str) -> str:
+    """Text with everything escaped that is neither printable nor the end of a line.
+
+    Methods' errors may hold anything: a terminal obeys what it is sent, and what is not Unicode
+    cannot be written.
+    """
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def _shortened(text: str, most: int) -> str:
+    gap = " ... "
+    half = (most - len(gap)) // 2
+    return text if len(text) <= most else f"{text[:half]}{gap}{text[-half:]}"
+
+
 @dataclass(frozen=True, slots=True)
 class LayerCount:
     """One weight of the finished network: its size, non-zeros, and MACs for one image.
@@ -300,6 +336,7 @@ class Record:
     """What one cell measured. Written once, never edited.
 
     Attributes:
+        reason: for the status; one printable line, see `one_line`. traceback: printable too.
         top1: test accuracy in percent of the finished network after the last step; never the best
             epoch. top5 likewise, for more than 5 classes.
         steps: optimizer steps over all phases.
@@ -341,6 +378,14 @@ class Record:
     last_changes: tuple[Count, ...] = ()
     traceback: str = ""
     execution: Execution | None = None
+
+    def __post_init__(self) -> None:
+        """Has its texts fit to be shown and written, whoever made them."""
+        if self.reason:
+            object.__setattr__(self, "reason", one_line(self.reason))
+        if self.traceback:
+            text = _shortened(self.traceback.expandtabs(4), MOST_OF_TRACEBACK)
+            object.__setattr__(self, "traceback", _shortened(printable(text), MOST_OF_TRACEBACK))
 
 
 def landed(record: Record, sparsity: float) -> Record:

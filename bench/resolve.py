@@ -31,6 +31,7 @@ from bench.networks import LOADING, probe
 from bench.planning import MAX_STEPS, check_plan
 from bench.prunable import PRESETS, parametrised, prunable_names, shapes
 from bench.recipes import Recipe
+from bench.record import one_line, told
 from bench.small import compared, nearest_width
 from bench.spec import BudgetSpec, CellSpec, Options, Scalar
 from bench.store import Cell, Manifest
@@ -414,7 +415,7 @@ def _asked(question: Question) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = one_line(told(error))
         raise SuiteError(
             f"{question.where}: {question.method}: {reason} ({place.name}, line {place.lineno} of "
             f"{place.filename}). Mend the method, or leave it out of the suite."

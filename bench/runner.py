@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
+import inspect
 import math
+import os
 import sys
 import time
 import traceback
@@ -40,6 +42,7 @@ from bench.errors import (
 from bench.evaluate import Evaluation, evaluate
 from bench.initial import RANDOM, first_network
 from bench.networks import make_model
+from bench.processes import end_fork, undivided
 from bench.prunable import promised, prunable_names
 from bench.recipes import Recipe
 from bench.record import (
@@ -53,12 +56,14 @@ from bench.record import (
     Status,
     Times,
     Timing,
+    one_line,
+    told,
 )
 from bench.resolve import load_data, make_budget, make_method
 from bench.saving import Saver, check_device, check_disk
 from bench.seeds import derive
 from bench.sharing import SharedStep
-from bench.signals import stop_requested
+from bench.signals import interrupted, stop_requested
 from bench.sources import SourceFiles
 from bench.stack import stackable
 from bench.step import Step, set_precision
@@ -229,7 +234,7 @@ def moments(task: Task) -> Generator[Event | Trainer, None, None]:
     spec = task.cell.spec
     attempt = _Attempt(task, task.group.begin(spec.key))
     try:
-        with equal_bits(task.ways.strict):
+        with equal_bits(task.ways.strict), undivided(attempt.process):
             yield from attempt.train()
             if attempt.stopped:
                 task.group.end(attempt.number, "stopped")
@@ -246,8 +251,10 @@ def moments(task: Task) -> Generator[Event | Trainer, None, None]:
         record = attempt.record("timeout", str(error))
     except (SourceMissing, NotStored, DataError) as error:
         record = attempt.record("failed", str(error))
-    except (Exception, SystemExit) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())  # one line
+    except BaseException as error:  # methods may raise anything
+        if ends_run(error):
+            raise
+        reason = one_line(told(error))
         if stop_requested():
             # The signal may have ended processes that the cell needs: that is no fault of its own.
             yield Note(spec.key, f"{task.cell.label}: an error while it was to stop ({reason}).")
@@ -269,7 +276,18 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether it says that there is too little memory, on the device or here."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
+    return isinstance(error, RuntimeError) and any(text in told(error) for text in NO_MEMORY)
+
+
+def ends_run(error: BaseException) -> bool:
+    """Whether it is none of a cell's own: somebody's second Ctrl-C, or what ran it was closed."""
+    if isinstance(error, KeyboardInterrupt):
+        return interrupted()
+    if not isinstance(error, GeneratorExit):
+        return False
+    # Nobody raises it where a generator is closed: it begins where that waits.
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return bool(frame.f_code.co_flags & inspect.CO_GENERATOR)
 
 
 @dataclass
@@ -277,12 +295,14 @@ class _Attempt:
     """One try at a cell.
 
     Attributes:
+        process: number of the one that it began in; a method may fork it.
         resumed: what is to be known of an error after a resume: the file may be at fault, and the
             cell would come upon it again and again.
     """
 
     task: Task
     number: int = 0
+    process: int = field(default_factory=os.getpid)
     stopped: bool = False
     resumed: str = ""
     source_multiple: float = 0.0
@@ -399,6 +419,7 @@ class _Attempt:
             if done is None:
                 yield self.trainer
                 continue
+            end_fork(self.process)
             self.measure_ended()
             now = time.monotonic()
             stop, save, over = pace.agree(

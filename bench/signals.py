@@ -47,6 +47,11 @@ def request(number: int = signal.SIGTERM) -> None:
     _received = _received or int(number)
 
 
+def interrupted() -> bool:
+    """Whether a KeyboardInterrupt may be somebody's Ctrl-C; else what a cell runs has raised it."""
+    return stop_requested() or signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @contextmanager
 def listen() -> Iterator[None]:
     """Remembers signals to stop while it lasts; then handlers and memory are as they were before.
@@ -65,6 +70,23 @@ def listen() -> Iterator[None]:
         for number, handler in former.items():
             signal.signal(number, handler)
         _received = before
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Ctrl-C ends the process without a word while this lasts, for there is nothing to save.
+
+    Else it is told by a traceback from the depth of an import, or by what a library makes of it.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def follow() -> None:

@@ -16,7 +16,7 @@ import torch
 
 from bench import checkpoint
 from bench.packing import SETTLED, Fixed, Packing
-from bench.runner import Event, Task, moments
+from bench.runner import Event, Task, ends_run, moments
 from bench.stack import Stack, group, stackable
 from bench.step import precision
 from bench.trainer import Trainer
@@ -83,7 +83,9 @@ def _by_itself(task: Task) -> Iterator[Event]:
             if isinstance(moment, Trainer):
                 try:
                     moment.compute()
-                except (Exception, SystemExit) as found:
+                except BaseException as found:
+                    if ends_run(found):
+                        raise
                     error = found
             elif moment is None:
                 return
@@ -144,7 +146,9 @@ class _Cell:
         """Keeps an error for the cell, whose record it will be."""
         try:
             yield
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if ends_run(error):
+                raise
             self.error = error
 
     @contextmanager
@@ -274,7 +278,9 @@ def _compute_as_one(stack: Stack, cells: Sequence[_Cell | None]) -> None:
         return
     try:
         losses = stack.backward(places, penalties)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if ends_run(error):
+            raise
         for cell in filter(None, cells):
             cell.error = cell.error or error
         return

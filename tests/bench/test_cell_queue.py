@@ -89,8 +89,15 @@ def test_what_was_lost_or_too_big_is_tried_again_at_the_end_with_half_as_many(ta
     notes = [event.text for event in events if isinstance(event, Note)]
     assert len(notes) == 3
     assert "rigl" in notes[0]
-    assert "lost: as the script says: lost; it is tried again at the end" in notes[0]
-    assert "(1 of 2)" in notes[0]
+    said = "lost: as the script says: lost; it is tried again at the end"
+    assert f"{said}, with fewer cells side by side (1 of 2)." in notes[0]
+
+
+def test_a_cell_that_was_alone_is_not_said_to_have_fewer_beside_it(tasks, tmp_path):
+    executor = Scripted({"rigl": ["lost"]}, [], places=1)
+    events = list(perform(queue_of(tasks, tmp_path, retries=1), executor))
+    (note,) = (event.text for event in events if isinstance(event, Note))
+    assert note.endswith("lost: as the script says: lost; it is tried again at the end (1 of 1).")
 
 
 def test_the_last_try_is_the_cells_record(tasks, tmp_path):

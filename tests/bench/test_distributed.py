@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from bench import checkpoint
+from bench import distributed as ours
 from bench.data import BatchStream, Order
 from bench.distributed import ALONE, Group, Pace, checksum, join
 from bench.errors import RankLost, RanksDiffer, UsageError
@@ -29,6 +31,7 @@ from bench.recipes import Recipe
 from bench.record import Record
 from bench.runner import Finished, Ways
 from bench.sharing import SharedStep, draws_weights, plain_batch_norm, whole_batch_norm
+from bench.signals import listen, request
 from bench.step import Step
 from bench.store import Store
 from bench.together import run_cell
@@ -516,8 +519,6 @@ class Launched:
 
 def _launched(environment: dict[str, str], texts: list[str], output: str) -> None:
     os.environ.update(environment)
-    from bench import distributed as ours
-
     ours.meet = functools.partial(ours.join, grace=2.0)
     _command(texts, output)
 
@@ -603,6 +604,52 @@ def test_a_run_whose_rank_dies_says_so_and_goes_on_where_it_was(tmp_path):
     assert record.weights_hash == wanted.weights_hash
     assert record.curve == wanted.curve
     assert not list(checkpoints.iterdir())
+
+
+def test_a_rank_that_is_to_stop_waits_for_none_that_was_ended(tmp_path):
+    """As where SIGTERM comes to all, and to one of them before it listens."""
+    suite = write_suite(tmp_path, "[methods.rigl]", budget="{ epochs = 100 }")
+    options = ("--records", tmp_path / "records", "--device", "cpu", "--checkpoint-seconds", "0")
+    launched = Launched(tmp_path, "run", suite, *options)
+    wait_for(lambda: list((tmp_path / "records" / "tiny" / "checkpoints").glob("*.previous")))
+    leader, other = (process.pid for process in launched.processes)
+    os.kill(other, signal.SIGSTOP)  # so that the first waits for its gradients
+    os.kill(leader, signal.SIGTERM)
+    os.kill(other, signal.SIGKILL)
+    assert launched.wait() == [143, -signal.SIGKILL]
+    note, last = (line for line in launched.said(0).splitlines() if not line.startswith("[W"))
+    assert note.startswith("rigl: an error while it was to stop (RuntimeError: ")
+    assert last == "Saved and stopped. The same command goes on."
+    assert not list((tmp_path / "records" / "tiny" / "locks").iterdir())
+
+
+@pytest.fixture
+def pair(monkeypatch) -> tuple[Group, Group]:
+    """Two ranks of one process, which only leave each other word, and would wait for days."""
+    monkeypatch.setattr(ours, "HURRY_SECONDS", 0.05)
+    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    first, second = (Group(rank, 2, "cpu", 10**5, 10**5, store) for rank in range(2))
+    return first, second
+
+
+def test_who_is_to_stop_does_not_wait_for_the_first_rank(pair):
+    first, second = pair
+    with listen():
+        assert first.begin("key") == 1
+        begun = second.cells()
+        assert next(begun) == "key"
+        request()
+        assert list(begun) == []
+        with pytest.raises(RuntimeError, match="in vain"), second.in_turn("reading"):
+            pass
+        with pytest.raises(RankLost, match="rank 0 died or hangs; rank 1: failed"):
+            second.end(1, "failed", "an error")
+
+
+def test_a_rank_that_leaves_by_an_error_while_it_is_to_stop_has_left_word(pair):
+    first, second = pair
+    first.end(1, "stopped", "an error")
+    second.end(1, "stopped")
 
 
 @pytest.mark.faults  # three processes that import torch take as long as all the rest

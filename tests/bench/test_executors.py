@@ -6,12 +6,15 @@ import dataclasses
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bench import executors, runner
+from bench.cell_queue import Queue
 from bench.checkpoint import FORMAT
 from bench.cli import main
 from bench.errors import RecordError
@@ -110,6 +113,30 @@ def test_a_worker_whose_parent_is_gone_stops_in_the_middle_of_its_cell(tmp_path,
     worker.connection.close()
     worker.process.join(10)
     assert worker.process.exitcode == 0
+
+
+def _leave_thread(*given: object) -> None:
+    threading.Thread(target=time.sleep, args=(10**6,)).start()
+
+
+def _raise(*given: object) -> None:
+    _leave_thread()
+    raise GeneratorExit
+
+
+def _work(serve: Callable[..., None]) -> None:
+    executors._serve = serve
+    executors._work(None, 1, 1, "cpu")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("serve", "code"), [(_leave_thread, 0), (_raise, 1)])
+def test_a_worker_ends_whatever_a_method_has_left_running_in_it(serve, code):
+    process = forking().Process(target=_work, args=(serve,))
+    process.start()
+    process.join(60)
+    found = process.exitcode
+    process.kill()
+    assert found == code
 
 
 def test_two_runners_at_once_train_each_cell_once(tmp_path):
@@ -244,6 +271,28 @@ def test_workers_do_not_outnumber_the_cells(tmp_path, monkeypatch, quick_workers
     tasks = tasks_of(plan_of(suite), store)
     assert len(finished(list(execute(tasks[:3], store, workers=8, threads=1)))) == 3
     assert len(started) == 3
+
+
+@pytest.mark.parametrize("seconds", [60, -31])
+def test_a_worker_that_has_not_saved_long_after_the_limit_of_time_is_given_up(seconds, tmp_path):
+    store = Store(tmp_path / "records", "tiny")
+    deadline = time.monotonic() + seconds
+    (task,) = tasks_of(plan_of(write_suite(tmp_path)), store, deadline=deadline)
+    key = task.cell.spec.key
+    worker = executors._Worker(process=None, connection=None, tasks={key: task})
+    events = executors._hung(worker)
+    if seconds == 60:
+        assert events == []
+        return
+    note, stopped = events
+    assert "not saved 30 seconds after the limit of time" in note.text
+    assert stopped == Stopped(key, 0, late=True)
+
+
+def test_a_word_about_a_cell_that_a_worker_does_not_have_is_not_passed_on():
+    worker = executors._Worker(process=None, connection=None)
+    for event in (Finished("its key", record=None), Stopped("its key", 0)):
+        assert list(executors._passed_on(event, worker, Queue([], store=None))) == []
 
 
 def test_a_failed_cell_does_not_keep_its_lease(tmp_path):

@@ -244,3 +244,24 @@ def test_a_beat_that_cannot_be_written_ends_nothing(tmp_path, monkeypatch):
             assert time.monotonic() < until
             time.sleep(0.005)
         assert lease.held()
+
+
+def test_a_folder_that_bears_a_leases_name_is_stepped_over(tmp_path):
+    (tmp_path / "cell.lock.1").mkdir()
+    with Leases() as here, Leases() as other:
+        lease = here.acquire(tmp_path / "cell.lock")
+        assert lease is not None
+        assert lease.number == 2
+        assert lease.held()
+        assert other.acquire(tmp_path / "cell.lock") is None
+    assert files(tmp_path) == ["cell.lock.1"]
+
+
+@pytest.mark.parametrize("end", ["99999999999999999999", "01", "0", "\u0661", "1.tmp"])
+def test_names_that_no_lease_has_count_for_nothing(end, tmp_path):
+    (tmp_path / f"cell.lock.{end}").write_bytes(ELSEWHERE)
+    with Leases() as here:
+        lease = here.acquire(tmp_path / "cell.lock")
+        assert lease is not None
+        assert lease.number == 1
+    assert files(tmp_path) == [f"cell.lock.{end}"]

@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,6 +72,31 @@ def _told() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _leave_thread() -> None:
+    threading.Thread(target=time.sleep, args=(10**6,)).start()
+
+
+def _fork() -> None:
+    os.fork()
+
+
+def _fork_and_leave() -> None:
+    if os.fork() == 0:
+        sys.exit(3)
+
+
+def _fork_and_die() -> None:
+    """The child keeps what was open, and its number lies beside the file that asked for it."""
+    if child := os.fork():
+        Path(os.environ[FAULT]).with_suffix(".pid").write_text(str(child))
+        _killed()
+    _hang()
+
+
+def _close_all() -> None:
+    os.closerange(3, 256)
+
+
 def _not_a_number() -> torch.Tensor:
     return torch.tensor(float("nan"))
 
@@ -84,6 +110,11 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "hangs": _hang,
     "killed": _killed,
     "told": _told,
+    "thread": _leave_thread,
+    "forks": _fork,
+    "forks and leaves": _fork_and_leave,
+    "forks and dies": _fork_and_die,
+    "closes": _close_all,
     "nan": _not_a_number,
 }
 
