@@ -110,7 +110,8 @@ def _slow_to_save() -> None:
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_a_second_signal_does_not_wait_for_the_saving(number, tmp_path, monkeypatch):
-    path, records = small(tmp_path), tmp_path / "records"
+    path = write_suite(tmp_path, budget="{ epochs = 4000 }")  # stopped long before its end
+    records = tmp_path / "records"
     arguments = ("run", path, "--records", records, "--workers", "1")
     monkeypatch.chdir(tmp_path)
     run = Heard(*arguments, output=tmp_path / "output.txt", prepare=_slow_to_save)
