@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import sys
 import threading
 from dataclasses import dataclass
@@ -527,7 +528,8 @@ def test_an_interrupted_run_says_that_it_goes_on(call, tmp_path, monkeypatch):
             return (Phase("train", budget.steps),)
 
         def start_phase(self, run):
-            raise KeyboardInterrupt
+            for _ in range(2):
+                signal.raise_signal(signal.SIGINT)
 
     register(monkeypatch, "interrupts", Interrupts, "none")
     outcome = call("run", write_suite(tmp_path, "[methods.interrupts]").name, "--workers", "1")

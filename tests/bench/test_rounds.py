@@ -296,7 +296,7 @@ def test_testing_a_round_leaves_the_noise_of_the_training_alone(tmp_path, monkey
     assert tested == [True] * 10  # five rounds, at their end and at the least validation loss
 
 
-class Killed(BaseException):
+class Killed(KeyboardInterrupt):
     """Like a kill, nothing of the harness sees it."""
 
 

@@ -16,7 +16,7 @@ from tests.benchmarks.ratios import Baseline
 from tests.benchmarks.turns import Rates
 
 
-class Enough(BaseException):
+class Enough(KeyboardInterrupt):
     """Stops a loop."""
 
 

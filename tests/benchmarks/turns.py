@@ -101,7 +101,7 @@ def _live(loop: Loop, connection: Connection, cpu_time: bool) -> None:
         return
 
 
-class _Over(BaseException):
+class _Over(KeyboardInterrupt):
     """Nobody listens any more; no error that a loop may catch and record."""
 
 
