@@ -411,9 +411,9 @@ def _asked(question: Question) -> Iterator[None]:
     """
     try:
         yield
-    except BenchError:
+    except (BenchError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         reason = one_line(told(error))
         raise SuiteError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from bench.errors import SuiteError
 from bench.live import View
 from bench.record import (
     MOST_OF_REASON,
@@ -22,7 +23,7 @@ from bench.runner import ends_run
 from bench.signals import listen, request
 from bench.store import Store
 from methods.rigl import RigL
-from tests.bench.cells import stored, write_suite
+from tests.bench.cells import plan_of, register, stored, write_suite
 from tests.reports.records import record, spec
 
 
@@ -161,3 +162,21 @@ def test_texts_are_mended_wherever_a_record_comes_from():
     ours = record(spec(), reason="a\nb\a", traceback="one\n\ttwo\x1b\n")
     assert (ours.reason, ours.traceback) == (r"a b\x07", "one\n    two\\x1b\n")
     assert decode(encode(ours), "") == ours
+
+
+@pytest.mark.parametrize("what", ["boom", "close", "mute_too"])
+def test_what_a_method_raises_before_training_is_a_line_that_names_its_place(
+    what, tmp_path, monkeypatch
+):
+    @dataclass(frozen=True)
+    class Unplanned(RigL):
+        def plan(self, budget, density):
+            raise RAISED[what][0]()
+
+    register(monkeypatch, "unplanned", Unplanned)
+    path = write_suite(tmp_path, "[methods.unplanned]")
+    with pytest.raises(SuiteError) as found:
+        plan_of(path)
+    assert "methods.unplanned: unplanned: " in str(found.value)
+    assert RAISED[what][1] in str(found.value)
+    assert "Mend the method, or leave it out of the suite." in str(found.value)
