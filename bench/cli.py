@@ -22,8 +22,10 @@ from bench.reporting import print_json
 if TYPE_CHECKING:
     from torch import nn
 
+    from bench.launch import Settings
     from bench.record import LayerCount
     from bench.resolve import Plan
+    from bench.store import Cell as Asked
     from bench.store import Store
 
 app = typer.Typer(
@@ -236,21 +238,7 @@ def run(
         cell_timeout=math.inf if cell_timeout is None else 60 * cell_timeout,
         group=group,
     )
-    with signals.listen():
-        try:
-            late = launch.train(plan, store, cells, settings)
-        except KeyboardInterrupt:
-            print("Stopped. The same command goes on from the last checkpoints.", file=sys.stderr)
-            raise typer.Exit(signals.exit_status() or INTERRUPTED) from None
-        except OSError as error:
-            raise BenchError(f"{store.folder}: cannot write there ({error}).") from error
-        finally:
-            group.close()
-        if not group.leads:
-            raise typer.Exit
-        if signals.stop_requested():
-            print("Saved and stopped. The same command goes on.", file=sys.stderr)
-            raise typer.Exit(signals.exit_status())
+    late = _trained(plan, store, cells, settings)
     cells = launch.chosen(launch.without_lost(plan, store), only)
     reporting.print_report(records, [store.suite])
     status = launch.verdict(store, cells, late)
@@ -696,6 +684,35 @@ def main() -> None:
         status = ended.code
     processes.end_soon(status if isinstance(status, int) else status is not None)
     sys.exit(status)
+
+
+def _trained(plan: Plan, store: Store, cells: list[Asked], settings: Settings) -> bool:
+    """Trains what is missing; whether time was up. Does not return where it was told to stop.
+
+    Raises:
+        typer.Exit: a signal came, or another process of the group goes on from here.
+    """
+    from bench import launch
+
+    status = 0
+    try:
+        with signals.listen():
+            try:
+                late = launch.train(plan, store, cells, settings)
+            except OSError as error:
+                raise BenchError(f"{store.folder}: cannot write there ({error}).") from error
+            finally:
+                status = signals.exit_status()
+                settings.group.close()
+            if not settings.group.leads:
+                raise typer.Exit
+            if status := signals.exit_status():
+                print("Saved and stopped. The same command goes on.", file=sys.stderr)
+                raise typer.Exit(status)
+            return late
+    except KeyboardInterrupt:  # a second signal, wherever it came
+        print("Stopped. The same command goes on from the last checkpoints.", file=sys.stderr)
+        raise typer.Exit(status or INTERRUPTED) from None
 
 
 def _resolve(
