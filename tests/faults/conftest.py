@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.faults.faulty import Place
 from tests.faults.faulty import place as made
@@ -16,3 +19,13 @@ from tests.faults.faulty import place as made
 def place(tmp_path: Path, request: pytest.FixtureRequest) -> Place:
     """A folder in which a method of another package goes wrong as a file says."""
     return made(tmp_path, request)
+
+
+@pytest.fixture(scope="module")
+def one_cluster() -> Iterator[None]:
+    """Keeps other processes of the tests from starting a Ray cluster beside this one.
+
+    Clusters of one user share the file of the token by which commands are let in.
+    """
+    with FileLock(Path(tempfile.gettempdir()) / "sparsebench-tests-ray.lock", timeout=1800):
+        yield

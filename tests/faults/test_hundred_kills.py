@@ -62,7 +62,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def cluster(one_cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Address of a Ray cluster that outlives the drivers that are killed."""
     ray = pytest.importorskip("ray", reason="not run: no ray")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # its workers have it from here

@@ -37,7 +37,7 @@ METHODS = "[methods.dense]\n[methods.rigl]\n[methods.dpf]\n[methods.one_shot]"
 
 
 @pytest.fixture(scope="module")
-def ray() -> Iterator[object]:
+def ray(one_cluster: None) -> Iterator[object]:
     """Four CPUs, whatever the machine has."""
     library = pytest.importorskip("ray", reason="not run: no ray")
     library.init(
@@ -177,7 +177,7 @@ def test_a_stop_has_the_cells_of_ray_workers_saved(ray, tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="not run: no /proc here")
 @pytest.mark.faults
-def test_a_driver_that_is_killed_loses_nothing(tmp_path):
+def test_a_driver_that_is_killed_loses_nothing(one_cluster, tmp_path):
     pytest.importorskip("ray", reason="not run: no ray")
     suite = write_suite(tmp_path, METHODS, budget="{ steps = 1500, max_multiple = 1.2 }")
     records = tmp_path / "records"
