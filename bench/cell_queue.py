@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
 from bench.errors import RecordError
@@ -62,14 +61,9 @@ class Queue:
         self.leases.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Lets other runners have everything."""
-        self.leases.__exit__(kind, error, trace)
+        self.leases.__exit__(*error)
 
     def take(self, like: Task | None = None) -> Task | None:
         """The next cell that no other runner holds; None if there is none at the moment.

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import gc
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bench import ray_executor
 from tests.bench.cells import ROOT, train, write_suite
 from tests.faults.campaign import SITES, Campaign, Kill, plan
+from tests.faults.clusters import started
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/stat").exists(), reason="not run: no /proc here"
@@ -64,23 +62,10 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cluster(one_cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Address of a Ray cluster that outlives the drivers that are killed."""
-    ray = pytest.importorskip("ray", reason="not run: no ray")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # its workers have it from here
     monkeypatch.setenv("RAY_worker_niceness", "0")  # of its own accord it lets others go first
-    ray.init(
-        address="local",
-        num_cpus=2,
-        num_gpus=0,
-        include_dashboard=False,
-        object_store_memory=ray_executor.OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level="error",
-    )
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
-    with warnings.catch_warnings():  # it leaves open files and processes to be collected
-        warnings.simplefilter("ignore")
-        gc.collect()
+    with started(2) as ray:
+        yield ray.get_runtime_context().gcs_address
 
 
 def wage(kills: list[Kill], suite: Path, folder: Path, options: tuple[str, ...]) -> Campaign:

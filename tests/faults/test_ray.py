@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import subprocess
 import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bench import executors, ray_executor
+from bench import executors
 from bench.cell_queue import Queue
 from bench.determinism import WORKSPACE
 from bench.executors import perform
@@ -32,6 +29,8 @@ from tests.bench.cells import (
     train,
     write_suite,
 )
+from tests.faults.clusters import started
+from tests.faults.test_kill import wait_for
 
 METHODS = "[methods.dense]\n[methods.rigl]\n[methods.dpf]\n[methods.one_shot]"
 
@@ -39,29 +38,8 @@ METHODS = "[methods.dense]\n[methods.rigl]\n[methods.dpf]\n[methods.one_shot]"
 @pytest.fixture(scope="module")
 def ray(one_cluster: None) -> Iterator[object]:
     """Four CPUs, whatever the machine has."""
-    library = pytest.importorskip("ray", reason="not run: no ray")
-    library.init(
-        address="local",
-        num_cpus=4,
-        num_gpus=0,
-        include_dashboard=False,
-        object_store_memory=ray_executor.OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level="error",
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-    )
-    yield library
-    library.shutdown()
-    with warnings.catch_warnings():  # it leaves open files and processes to be collected
-        warnings.simplefilter("ignore")
-        gc.collect()
-
-
-def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
+    with started(4, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}) as library:
+        yield library
 
 
 def statuses(events: list[Event]) -> dict[str, str]:
@@ -187,12 +165,12 @@ def test_a_driver_that_is_killed_loses_nothing(one_cluster, tmp_path):
         "run", suite, *options, "--executor", "ray", "--workers", "2", cwd=tmp_path
     )
     try:
-        wait_for(lambda: list((records / "tiny" / "checkpoints").glob("*.safetensors")))
+        wait_for(lambda: list((records / "tiny" / "checkpoints").glob("*.safetensors")), 120)
     finally:
         driver.kill()
         said = driver.communicate()
     assert driver.returncode == -signal.SIGKILL, said
-    wait_for(lambda: not set(ray_workers()) - before)
+    wait_for(lambda: not set(ray_workers()) - before, 120)
     kept = stored(records)
     again = sparsebench("run", suite, *options, "--workers", "1", cwd=tmp_path)
     assert again.wait() == 0, again.communicate()
