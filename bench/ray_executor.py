@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import socket
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def connect(address: str | None = None) -> None:
             on this machine.
 
     Raises:
-        UsageError: there is no Ray, or no such cluster.
+        UsageError: there is no Ray, or no such cluster, or it does not let us in.
     """
     ray = _ray()
     if ray.is_initialized():
@@ -70,16 +71,33 @@ def connect(address: str | None = None) -> None:
     address = address or os.environ.get("RAY_ADDRESS")
     local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
+        if address:
+            _knock(address)
         ray.init(
             address=address or "local",
             log_to_driver=False,
             logging_level="error",
             **({} if address else local),
         )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         where = f"--address {address}" if address else "--executor ray"
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{where}: no Ray cluster can be used ({reason}).") from error
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UsageError(f"{where}: no Ray cluster can be used ({reason}).{_hint()}") from error
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody answers: Ray would ask for two minutes before it says so."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=10):
+            pass
+
+
+def _hint() -> str:
+    """What Ray does not say: to an address it shows its token only where it is told to."""
+    if os.environ.get("RAY_AUTH_MODE"):
+        return ""
+    return " If it asks for a token, set RAY_AUTH_MODE=token."
 
 
 def has_gpus() -> bool:

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,12 +144,17 @@ class Command:
     Args:
         arguments: of the command line.
         output: file for what it prints, both streams.
+        prepare: is called in the process before the command.
     """
 
-    def __init__(self, *arguments: str | Path, output: Path) -> None:
+    def __init__(
+        self, *arguments: str | Path, output: Path, prepare: Callable[[], None] | None = None
+    ) -> None:
         self.output = output
         texts = ["sparsebench", *map(str, arguments)]
-        self.process: Any = forking().Process(target=_command, args=(texts, str(output)))
+        # The server has the environment of its own start; what tests set comes after that.
+        start = (texts, str(output), dict(os.environ), prepare)
+        self.process: Any = forking().Process(target=_command, args=start)
         self.process.start()
 
     def wait(self, seconds: float = 120) -> int:
@@ -178,11 +183,20 @@ def forking() -> Any:
     return context
 
 
-def _command(texts: list[str], output: str) -> None:
+def _command(
+    texts: list[str],
+    output: str,
+    environment: dict[str, str],
+    prepare: Callable[[], None] | None,
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.argv = texts
+    if prepare is not None:
+        prepare()
     from bench.cli import main
 
     main()

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.bench.cells import ROOT
+from tests.faults.clusters import started
 from tests.faults.faulty import Place
 from tests.faults.faulty import place as made
 
@@ -25,7 +27,16 @@ def place(tmp_path: Path, request: pytest.FixtureRequest) -> Place:
 def one_cluster() -> Iterator[None]:
     """Keeps other processes of the tests from starting a Ray cluster beside this one.
 
-    Clusters of one user share the file of the token by which commands are let in.
+    Some look at all the Ray workers of the machine, to see that theirs are gone.
     """
     with FileLock(Path(tempfile.gettempdir()) / "sparsebench-tests-ray.lock", timeout=1800):
         yield
+
+
+@pytest.fixture
+def cluster(one_cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Address of a Ray cluster that outlives the drivers that are killed."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # its workers have it from here
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # of its own accord it lets others go first
+    with started(2) as ray:
+        yield ray.get_runtime_context().gcs_address

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from bench import checkpoint, executors, ray_executor, runner, together
 from bench.trainer import Trainer
-from tests.bench.cells import Command, _command, forking
+from tests.bench.cells import Command
 
 LAYOUT = "iii"
 """Whether steps are computed, and nothing else is done; steps done, and of how many."""
@@ -95,13 +95,10 @@ class Doomed(Command):
     """`sparsebench` of which each process that trains or writes records heeds orders."""
 
     def __init__(self, *arguments: str | Path, output: Path, desk: Desk) -> None:
-        self.output = output
-        texts = ["sparsebench", *map(str, arguments)]
-        self.process = forking().Process(target=_doomed, args=(texts, str(output), desk))
-        self.process.start()
+        super().__init__(*arguments, output=output, prepare=functools.partial(_doom, desk))
 
 
-def _doomed(texts: list[str], output: str, desk: Desk) -> None:
+def _doom(desk: Desk) -> None:
     executors._work = functools.partial(_doomed_work, desk)  # type: ignore[assignment]
 
     class Worker(ray_executor.Worker):
@@ -112,7 +109,6 @@ def _doomed(texts: list[str], output: str, desk: Desk) -> None:
     # Ray sends a class that is defined in a function whole, with the desk.
     ray_executor.Worker = Worker  # type: ignore[misc]
     heed(desk)
-    _command(texts, output)
 
 
 def _doomed_work(desk: Desk, *arguments: Any) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.bench.cells import ROOT, train, write_suite
+from tests.bench.cells import train, write_suite
 from tests.faults.campaign import SITES, Campaign, Kill, plan
-from tests.faults.clusters import started
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/stat").exists(), reason="not run: no /proc here"
@@ -57,15 +55,6 @@ def trained(folder: Path, seeds: str, epochs: int) -> Path:
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six cells of a second or so each."""
     return trained(tmp_path_factory.mktemp("suite"), "[0, 1]", 60)
-
-
-@pytest.fixture
-def cluster(one_cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Address of a Ray cluster that outlives the drivers that are killed."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # its workers have it from here
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # of its own accord it lets others go first
-    with started(2) as ray:
-        yield ray.get_runtime_context().gcs_address
 
 
 def wage(kills: list[Kill], suite: Path, folder: Path, options: tuple[str, ...]) -> Campaign:

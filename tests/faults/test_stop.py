@@ -6,6 +6,7 @@ that was never disturbed, to the last bit.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import time
@@ -24,8 +25,6 @@ from bench.store import Store
 from bench.trainer import Trainer
 from tests.bench.cells import (
     Command,
-    _command,
-    forking,
     plan_of,
     stored,
     tasks_of,
@@ -40,18 +39,16 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM]
 class Heard(Command):
     """A command that heeds Ctrl-C, whatever started the tests."""
 
-    def __init__(self, *arguments: str | Path, output: Path, prepare: object = None) -> None:
-        self.output = output
-        texts = ["sparsebench", *map(str, arguments)]
-        self.process = forking().Process(target=_heard, args=(texts, str(output), prepare))
-        self.process.start()
+    def __init__(
+        self, *arguments: str | Path, output: Path, prepare: Callable[[], None] | None = None
+    ) -> None:
+        super().__init__(*arguments, output=output, prepare=functools.partial(_hear, prepare))
 
 
-def _heard(texts: list[str], output: str, prepare: Callable[[], None] | None) -> None:
+def _hear(prepare: Callable[[], None] | None) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if prepare is not None:
         prepare()
-    _command(texts, output)
 
 
 def begun(records: Path, cells: int) -> bool:

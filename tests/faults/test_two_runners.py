@@ -16,7 +16,7 @@ from bench import leases
 from bench.leases import Leases
 from bench.live import View
 from bench.store import Store
-from tests.bench.cells import Command, forking, plan_of, stored, train, write_suite
+from tests.bench.cells import Command, plan_of, stored, train, write_suite
 
 METHODS = "[methods.dense]\n[methods.rigl]\n[methods.one_shot]"
 STALE_SECONDS = 1.5
@@ -26,10 +26,8 @@ class Runner(Command):
     """`sparsebench run` whose leases go stale soon."""
 
     def __init__(self, suite: Path, records: Path, output: Path, *more: str) -> None:
-        self.output = output
-        texts = ["sparsebench", "run", str(suite), "--records", str(records), *more]
-        self.process = forking().Process(target=impatient, args=(texts, str(output)))
-        self.process.start()
+        texts = ("run", suite, "--records", records, *more)
+        super().__init__(*texts, output=output, prepare=be_impatient)
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal to the process."""
@@ -42,12 +40,9 @@ class Runner(Command):
         return [next(word for word in line.split() if len(word) == 12) for line in lines]
 
 
-def impatient(texts: list[str], output: str) -> None:
-    """The command line, in a process of its own."""
-    from tests.bench.cells import _command
-
+def be_impatient() -> None:
+    """In the process of a command."""
     leases.STALE_SECONDS = STALE_SECONDS
-    _command(texts, output)
 
 
 @contextmanager
