@@ -30,7 +30,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 def environment(device: torch.device) -> Environment:
     """The environment of this process; memory as its peak so far, on the device or in all."""
-    commit, dirty, changes = _commit()
+    name, dirty, changes = commit()
     on_gpu = device.type == "cuda"
     return Environment(
         device=_device_name(device),
@@ -39,7 +39,7 @@ def environment(device: torch.device) -> Environment:
         python=platform.python_version(),
         torch=str(torch.__version__),
         sparsebench=version("sparsebench") or "checkout",
-        commit=commit,
+        commit=name,
         dirty=dirty,
         peak_memory_bytes=_peak_memory(device),
         changes=changes,
@@ -108,8 +108,11 @@ def driver() -> str:
 
 
 @functools.cache
-def _commit() -> tuple[str, bool, str]:
+def commit() -> tuple[str, bool, str]:
     """Commit of the harness's own files, whether any differs from it, and a hash of how.
+
+    As they were when this process asked first: it goes on with the code that it has, though another
+    commit is checked out before its records are written.
 
     `SPARSEBENCH_COMMIT` names it for copies without a repository.
     """
@@ -117,12 +120,12 @@ def _commit() -> tuple[str, bool, str]:
     if given:
         return given, False, ""
     try:
-        commit = _git("rev-parse", "HEAD")
+        head = _git("rev-parse", "HEAD")
         top = _git("rev-parse", "--show-toplevel")
         if Path(top).resolve() != ROOT.resolve():  # installed inside somebody else's repository
             return "unknown", False, ""
         state = _git("status", "--porcelain", "--untracked-files=all", "--", *PACKAGES)
-        return commit, bool(state), _changes() if state else ""
+        return head, bool(state), _changes() if state else ""
     except (OSError, subprocess.CalledProcessError):
         return "unknown", False, ""
 

@@ -28,7 +28,7 @@ from bench.compact import compact_counts
 from bench.counting import count_layers, count_totals
 from bench.determinism import equal_bits, level
 from bench.distributed import Group, Pace
-from bench.environment import environment
+from bench.environment import commit, environment
 from bench.errors import (
     CheckpointError,
     ContractBroken,
@@ -221,6 +221,7 @@ def set_up_process(threads: int) -> None:
     # Weights that shrink to denormals make steps 2 to 3 times slower.
     torch.set_flush_denormal(True)
     keep_memory()
+    commit()  # of the code as it was imported, not as it may be once a cell is done
 
 
 def moments(task: Task) -> Generator[Event | Trainer, None, None]:

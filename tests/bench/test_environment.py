@@ -14,15 +14,16 @@ import torch
 from bench import environment as module
 from bench.environment import environment
 from bench.record import Environment
+from bench.runner import set_up_process
 
 
 @pytest.fixture(autouse=True)
 def fresh_commit(monkeypatch):
     """The commit is looked up once a process; here, once a test."""
     monkeypatch.delenv("SPARSEBENCH_COMMIT", raising=False)
-    module._commit.cache_clear()
+    module.commit.cache_clear()
     yield
-    module._commit.cache_clear()
+    module.commit.cache_clear()
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -85,6 +86,15 @@ def test_only_files_of_the_harness_make_it_dirty(path, dirty, repository):
     (repository / path).parent.mkdir(exist_ok=True)
     (repository / path).write_text("2")
     assert here().dirty == dirty
+
+
+def test_a_process_goes_on_with_the_code_that_it_began_with(repository):
+    first = git(repository, "rev-parse", "HEAD")
+    set_up_process(threads=1)
+    (repository / "bench" / "a.py").write_text("2")
+    git(repository, "commit", "--quiet", "-a", "-m", "second, while a cell is trained")
+    (repository / "bench" / "a.py").write_text("3")
+    assert (here().commit, here().dirty) == (first, False)
 
 
 def test_a_folder_without_a_repository_has_an_unknown_commit(tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def test_a_rehearsal_measures_and_writes_where_it_is_told_only(
         "methods whose steps wait for the device",
         "global mask update of 23M weights",
     )
-    monkeypatch.setattr(environment, "_commit", lambda: ("0123abc", False, ""))
+    monkeypatch.setattr(environment, "commit", lambda: ("0123abc", False, ""))
     before = performance.read_text()
     out = tmp_path / "out.json"
     assert gpu_figures.main([*REHEARSE, str(out)]) == 0

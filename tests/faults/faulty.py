@@ -97,6 +97,11 @@ def _close_all() -> None:
     os.closerange(3, 256)
 
 
+def _close_and_hang() -> None:
+    _close_all()
+    _hang()
+
+
 def _not_a_number() -> torch.Tensor:
     return torch.tensor(float("nan"))
 
@@ -115,6 +120,7 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "forks and leaves": _fork_and_leave,
     "forks and dies": _fork_and_die,
     "closes": _close_all,
+    "closes and hangs": _close_and_hang,
     "nan": _not_a_number,
 }
 
