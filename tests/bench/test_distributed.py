@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -40,7 +39,7 @@ from methods import get_method
 from methods.api import Budget, Cadence, Phase, SparsityMethod
 from tests.bench.cells import (
     ROOT,
-    _command,
+    Command,
     forking,
     plan_of,
     register,
@@ -485,7 +484,6 @@ class Launched:
     """
 
     def __init__(self, folder: Path, *arguments: str | Path) -> None:
-        self.folder = folder
         # As torchrun's agent does: what the processes leave word in outlives them.
         self.store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         common = {
@@ -495,32 +493,26 @@ class Launched:
             "MASTER_PORT": str(self.store.port),
             "WORLD_SIZE": "2",
         }
-        texts = ["sparsebench", *map(str, arguments)]
-        self.processes: list[Any] = []
+        self.commands: list[Command] = []
         for rank in ("0", "1"):
             environment = common | {"RANK": rank, "LOCAL_RANK": rank}
-            start = (environment, texts, str(folder / f"rank{rank}.txt"))
-            process = forking().Process(target=_launched, args=start)
-            process.start()
-            self.processes.append(process)
+            prepare = functools.partial(_launch, environment)
+            output = folder / f"rank{rank}.txt"
+            self.commands.append(Command(*arguments, output=output, prepare=prepare))
+        self.processes = [command.process for command in self.commands]
 
     def wait(self) -> list[int]:
         """Exit statuses."""
-        for process in self.processes:
-            process.join(SECONDS)
-            assert process.exitcode is not None, "still running"
-        return [int(process.exitcode) for process in self.processes]
+        return [command.wait(SECONDS) for command in self.commands]
 
     def said(self, rank: int) -> str:
         """What one has printed so far."""
-        path = self.folder / f"rank{rank}.txt"
-        return path.read_text(encoding="utf-8") if path.exists() else ""
+        return self.commands[rank].said
 
 
-def _launched(environment: dict[str, str], texts: list[str], output: str) -> None:
+def _launch(environment: dict[str, str]) -> None:
     os.environ.update(environment)
     ours.meet = functools.partial(ours.join, grace=2.0)
-    _command(texts, output)
 
 
 def wait_for(what: Callable[[], object]) -> None:

@@ -141,6 +141,7 @@ def test_a_row_opens_its_cell_with_plots_and_links_to_its_other_seeds(tab):
 def test_a_cell_of_several_rounds_shows_each(tab):
     tab.locator("#table-1 tbody a").first.click()
     section = tab.locator("#cell section", has_text="Each round")
+    expect(section.locator("tbody tr")).to_have_count(2)  # the page draws it in its own time
     first, last = section.locator("tbody tr").all()
     assert first.locator("td").all_inner_texts() == ["round-0", "50.00", "400", "89.00", "ok"]
     assert last.locator("td").last.inner_text() == f"diverged {HOSTILE}"
