@@ -123,6 +123,7 @@ class Data:
             arithmetic with C numbers takes six times as long as with a whole image.
         train: images to train on; `validation` and `test` likewise. `validation` may be empty.
         known: crops of the training images that were asked for: all streams share them.
+        unit: whether each image is scaled to length 1.
     """
 
     info: DatasetInfo
@@ -132,17 +133,22 @@ class Data:
     validation: Split
     test: Split
     known: dict[object, Crops] = field(default_factory=dict, repr=False, kw_only=True)
+    unit: bool = field(default=False, kw_only=True)
 
     def without_test(self) -> Data:
         """The data as a trainer gets it: no decision can follow from a test image."""
         return dataclasses.replace(self, test=Split(self.train.images[:0], self.train.labels[:0]))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 (B, H, W, C) -> float32 (B, C, H, W), mean 0 and variance 1, channels last.
+        """uint8 (B, H, W, C) -> float32 (B, C, H, W), as the recipe says, channels last.
 
         Floats in [0, 255] are written over.
         """
-        return images.to(torch.float32).sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)
+        pixels = images.to(torch.float32).sub_(self.mean).div_(self.std)
+        if self.unit:
+            length = torch.linalg.vector_norm(pixels, dim=(1, 2, 3), keepdim=True)
+            pixels.div_(length.clamp_min(torch.finfo(length.dtype).tiny))  # black stays black
+        return pixels.permute(0, 3, 1, 2)
 
     def feed(self, recipe: Recipe, order: Order, *, augmented: bool) -> Feed:
         """The training pixels for one stream of batches."""
@@ -215,6 +221,7 @@ def _to_device(same: _Same, recipe: Recipe, device: torch.device) -> Data:
         part(kept),
         part(held),
         split(arrays.x_test, arrays.y_test),
+        unit=recipe.normalise == "unit",
     )
 
 
@@ -243,8 +250,9 @@ def split_indices(
 def normalisation(info: DatasetInfo, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
     """(H, W, C) what is taken from pixels in [0, 255], and what they are divided by."""
     channels, height, width = info.shape
-    mean = info.mean if recipe.normalise else (0.0,) * channels
-    std = info.std if recipe.normalise else (1.0,) * channels
+    by_figures = recipe.normalise is True
+    mean = info.mean if by_figures else (0.0,) * channels
+    std = info.std if by_figures else (1.0,) * channels
 
     def wide(values: tuple[float, ...]) -> Tensor:
         return 255 * torch.tensor(values, device=device).repeat(height, width, 1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import torch
@@ -45,8 +46,8 @@ class Description:
         classes: size of the output.
         dataset: for people; `data_hash` is its content.
         mean: per channel, of training pixels scaled to [0, 1]; `std` likewise.
-        normalise: whether the network wants (pixel / 255 - mean) / std; else pixel / 255. None
-            where the recipe is not known.
+        normalise: whether the network wants (pixel / 255 - mean) / std; else pixel / 255; `unit`:
+            image / its length. None where the recipe is not known.
         weights_hash: of the tensors, see `bench.checkpoint.tensor_hash`.
         kept: of a compact network, what `bench.compact.rebuild` makes it from; None for others.
     """
@@ -61,7 +62,7 @@ class Description:
     data_hash: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    normalise: bool | None
+    normalise: bool | Literal["unit"] | None
     weights_hash: str
     kept: dict[str, dict[str, list[int]]] | None = None
 

@@ -62,7 +62,8 @@ class Recipe:
         label_smoothing: part of the target that is spread over all classes.
         rotate: degrees by which an image is turned at most, to either side.
         normalise: whether pixels get mean 0 and variance 1 by the training set's figures; else they
-            are scaled to [0, 1].
+            are scaled to [0, 1]. `unit`: each image is scaled to length 1, as Keras's `normalize`
+            does with flat images.
         initialisation: of random weights: `model` leaves them as the model draws them; see
             `models.initialise` for the others.
         image_size: side in pixels of the square that images of a folder are made into; other data
@@ -99,7 +100,7 @@ class Recipe:
     schedule_options: Keywords = ()
     label_smoothing: float = 0.0
     rotate: float = 0.0
-    normalise: bool = True
+    normalise: bool | Literal["unit"] = True
     initialisation: Literal["model", "glorot_normal", "he_fan_out", "normal"] = "model"
     image_size: int = 0
     area: tuple[float, float] = (1.0, 1.0)

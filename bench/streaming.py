@@ -145,6 +145,7 @@ def to_device(source: Arrays | Folder, recipe: Recipe, device: torch.device, cou
         part(held),
         split(source.x_test, source.y_test),
         decoders,
+        unit=recipe.normalise == "unit",
     )
 
 

@@ -294,6 +294,18 @@ def test_without_normalisation_pixels_are_scaled_to_one():
     assert torch.equal(images.permute(0, 2, 3, 1), used.test.images / 255)
 
 
+def test_images_of_length_one_are_what_keras_makes_of_flat_ones():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 2), dtype=np.uint8)
+    pixels[3] = 0
+    flat = pixels.reshape(4, -1).astype(np.float64)
+    length = np.linalg.norm(flat, axis=1, keepdims=True)
+    wanted = (flat / np.where(length == 0, 1, length)).reshape(pixels.shape)
+    images = data(recipe(normalise="unit")).normalise(torch.from_numpy(pixels))
+    assert images.dtype == torch.float32
+    assert np.abs(images.permute(0, 2, 3, 1).numpy() - wanted).max() < 1e-6
+    assert not images[3].any()
+
+
 def test_a_quarter_turn_is_that_of_numpy():
     square = torch.from_numpy(arrays(3).x_train[:, :5])
     turned = rotated(square, torch.tensor([90.0, -90.0, 0.0]))

@@ -69,8 +69,14 @@ GLOROT = (("initialisation", "glorot_normal"),)
 HE = (("initialisation", "he_fan_out"),)
 SMALL = (("initialisation", "normal"),)
 UNIT = (("normalise", False),)
+LENGTH = (("normalise", "unit"),)
 FOLDER = (("image_size", 224), ("area", (0.08, 1.0)), ("flip", True))
 ZERO, REFLECT = "zero 4 flip", "reflect 4 flip"
+
+
+def lth_lenet(lr: float, optimizer: str) -> Row:
+    more = (*GLOROT, *LENGTH)
+    return Row(MNIST, 50_000, 60, constant(lr), (), optimizer, 0, held=5000, more=more)
 
 
 def lth_conv(steps: int, lr: float) -> Row:
@@ -141,8 +147,8 @@ TABLE = {
         1e-4,
         more=FOLDER,
     ),
-    "lth-lenet": Row(MNIST, 50_000, 60, constant(1.2e-3), (), "adam", 0, held=5000, more=GLOROT),
-    "lth-lenet-sgd": Row(MNIST, 50_000, 60, constant(0.8), (), "sgd", 0, held=5000, more=GLOROT),
+    "lth-lenet": lth_lenet(1.2e-3, "adam"),
+    "lth-lenet-sgd": lth_lenet(0.8, "sgd"),
     "lth-conv2": lth_conv(20_000, 2e-4),
     "lth-conv4": lth_conv(25_000, 3e-4),
     "lth-conv6": lth_conv(30_000, 3e-4),
