@@ -419,6 +419,7 @@ def _serve(connection: Connection, threads: int, places: int, device: str) -> No
     """Asks for tasks and sends events until the parent closes the pipe, or is gone."""
     signals.follow()
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    processes.lock_bars_here()
     set_up_process(threads)
 
     def take(like: Task | None) -> Task | None:

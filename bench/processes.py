@@ -6,6 +6,7 @@ which has no threads and has touched no GPU, begins at once and ends at once.
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -84,6 +85,15 @@ def end_fork(process: int) -> None:
     """Ends this process at once and unheard, unless it is the one of this number."""
     if os.getpid() != process:
         os._exit(0)
+
+
+def lock_bars_here() -> None:
+    """Gives the progress bars of tqdm, which torch has, a lock of this process.
+
+    Else it is a semaphore of the system, of which a process that ends at once leaves a complaint.
+    """
+    with suppress(ImportError):
+        importlib.import_module("tqdm").tqdm.set_lock(threading.RLock())
 
 
 def end_at_once(status: int) -> NoReturn:

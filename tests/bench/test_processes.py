@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench import processes
+from tests.bench.cells import sparsebench, write_suite
 
 
 @pytest.mark.parametrize(
@@ -77,3 +78,13 @@ def test_workers_are_forked_off_one_server_that_has_torch_and_no_threads(tmp_pat
     assert loaded == loaded2 == "True"
     assert threads == threads2 == "1"
     assert server == server2 != own
+
+
+def test_a_run_with_workers_ends_without_complaints_of_the_system(tmp_path):
+    suite = write_suite(tmp_path, "[methods.dense]\n[methods.one_shot]")
+    command = sparsebench("run", suite, "--workers", "2", cwd=tmp_path)
+    said, complaints = command.communicate(timeout=120)
+    assert command.returncode == 0, said + complaints
+    assert "[2/2]" in complaints
+    assert "leaked" not in complaints
+    assert "Warning" not in complaints
