@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ torch.set_num_threads(1)
 for kind in (np.float32, np.float64):
     np.finfo(kind)  # numpy before 2.4 warns if it first looks at a type without denormals
 torch.set_flush_denormal(True)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a shell runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
