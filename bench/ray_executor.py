@@ -82,7 +82,10 @@ def connect(address: str | None = None) -> None:
     except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         where = f"--address {address}" if address else "--executor ray"
         reason = " ".join(str(error).split()).rstrip(".")
-        raise UsageError(f"{where}: no Ray cluster can be used ({reason}).{_hint()}") from error
+        # Ray shows an address its token only where it is told to, and does not say so.
+        unheard = type(error) is ConnectionError and not os.environ.get("RAY_AUTH_MODE")
+        hint = " If it asks for a token, set RAY_AUTH_MODE=token." if address and unheard else ""
+        raise UsageError(f"{where}: no Ray cluster can be used ({reason}).{hint}") from error
 
 
 def _knock(address: str) -> None:
@@ -91,13 +94,6 @@ def _knock(address: str) -> None:
     if port.isdecimal() and "/" not in host:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=10):
             pass
-
-
-def _hint() -> str:
-    """What Ray does not say: to an address it shows its token only where it is told to."""
-    if os.environ.get("RAY_AUTH_MODE"):
-        return ""
-    return " If it asks for a token, set RAY_AUTH_MODE=token."
 
 
 def has_gpus() -> bool:

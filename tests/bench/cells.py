@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,6 +173,14 @@ class Command:
     def said(self) -> str:
         """What it has printed so far."""
         return self.output.read_text(encoding="utf-8") if self.output.exists() else ""
+
+
+def wait_for(what: Callable[[], object], seconds: float = 60) -> None:
+    """Waits until something holds."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.005)
 
 
 def forking() -> Any:

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +44,7 @@ from tests.bench.cells import (
     register,
     tasks_of,
     train,
+    wait_for,
     write_recipe,
     write_suite,
 )
@@ -515,14 +515,6 @@ def _launch(environment: dict[str, str]) -> None:
     ours.meet = functools.partial(ours.join, grace=2.0)
 
 
-def wait_for(what: Callable[[], object]) -> None:
-    """Waits until something holds."""
-    end = time.monotonic() + SECONDS
-    while not what():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.005)
-
-
 def compared(records: Path, other: Path) -> list[tuple[Record, Record]]:
     """Records of the same cells in two folders."""
     found, wanted = (list(Store(folder, "tiny").records()) for folder in (records, other))
@@ -574,7 +566,7 @@ def test_a_run_whose_rank_dies_says_so_and_goes_on_where_it_was(tmp_path):
 
     first = launch(records, "--checkpoint-seconds", "0")
     checkpoints = records / "tiny" / "checkpoints"
-    wait_for(lambda: list(checkpoints.glob("*.previous")))
+    wait_for(lambda: list(checkpoints.glob("*.previous")), SECONDS)
     first.processes[1].kill()
     assert first.wait()[0] == 1
     assert "rank 1 died or hangs" in first.said(0)
@@ -584,7 +576,7 @@ def test_a_run_whose_rank_dies_says_so_and_goes_on_where_it_was(tmp_path):
     (saved,) = checkpoints.glob("*.safetensors")
     before = saved.stat().st_mtime_ns
     second = launch(records, "--checkpoint-seconds", "0")
-    wait_for(lambda: saved.stat().st_mtime_ns != before)
+    wait_for(lambda: saved.stat().st_mtime_ns != before, SECONDS)
     for process in second.processes:
         process.terminate()
     assert second.wait() == [143, 0]
@@ -603,7 +595,9 @@ def test_a_rank_that_is_to_stop_waits_for_none_that_was_ended(tmp_path):
     suite = write_suite(tmp_path, "[methods.rigl]", budget="{ epochs = 100 }")
     options = ("--records", tmp_path / "records", "--device", "cpu", "--checkpoint-seconds", "0")
     launched = Launched(tmp_path, "run", suite, *options)
-    wait_for(lambda: list((tmp_path / "records" / "tiny" / "checkpoints").glob("*.previous")))
+    wait_for(
+        lambda: list((tmp_path / "records" / "tiny" / "checkpoints").glob("*.previous")), SECONDS
+    )
     leader, other = (process.pid for process in launched.processes)
     os.kill(other, signal.SIGSTOP)  # so that the first waits for its gradients
     os.kill(leader, signal.SIGTERM)

@@ -20,9 +20,9 @@ from safetensors.torch import load
 from bench.checkpoint import tensor_hash
 from bench.spec import content_hash
 from bench.store import Store, read
-from tests.bench.cells import stored
+from tests.bench.cells import stored, wait_for
 from tests.faults.killer import Desk, Doomed
-from tests.faults.test_kill import runs, wait_for
+from tests.faults.test_kill import runs
 
 SITES = {
     "checkpoint": ("half", "sync", "link", "rename", "names"),

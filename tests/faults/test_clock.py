@@ -17,9 +17,9 @@ import pytest
 
 from bench import runner
 from bench.store import Store
-from tests.bench.cells import stored, write_suite
+from tests.bench.cells import stored, wait_for, write_suite
 from tests.faults.faulty import Place
-from tests.faults.test_kill import saved, wait_for
+from tests.faults.test_kill import saved
 
 YEARS = 5 * 365 * 86400
 

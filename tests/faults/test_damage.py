@@ -25,9 +25,9 @@ import pytest
 from bench import checkpoint
 from bench.record import Record
 from bench.store import Store
-from tests.bench.cells import Command, digits_like, stored, write_suite
+from tests.bench.cells import Command, digits_like, stored, wait_for, write_suite
 from tests.faults.faulty import Place
-from tests.faults.test_kill import children, wait_for
+from tests.faults.test_kill import children
 from tests.faults.test_stop import begun
 
 METHODS = '[methods.faulty]\nhook = "start_phase"\n[methods.one_shot]'

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from bench import executors, launch
-from tests.bench.cells import ROOT
+from tests.bench.cells import ROOT, wait_for
 from tests.faults.test_hooks import attempts, completed, suite_of
-from tests.faults.test_kill import children, wait_for
+from tests.faults.test_kill import children
 
 FAULTS = pytest.mark.faults
 

@@ -6,13 +6,20 @@ import json
 import random
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bench.store import Store
-from tests.bench.cells import Command, sparsebench, stored, train, write_recipe, write_suite
+from tests.bench.cells import (
+    Command,
+    sparsebench,
+    stored,
+    train,
+    wait_for,
+    write_recipe,
+    write_suite,
+)
 
 METHODS = "[methods.rigl]\n[methods.dpf]\n[methods.one_shot]"
 
@@ -37,14 +44,6 @@ def convolutional(folder: Path) -> Path:
         sparsities="[0.5]",
         budget="{ steps = 40, max_multiple = 1.2 }",
     )
-
-
-def wait_for(what: Callable[[], object], seconds: float = 60) -> None:
-    """Waits until something holds."""
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.005)
 
 
 def saved(records: Path) -> dict[str, int]:

@@ -27,10 +27,10 @@ from tests.bench.cells import (
     stored,
     tasks_of,
     train,
+    wait_for,
     write_suite,
 )
 from tests.faults.clusters import started
-from tests.faults.test_kill import wait_for
 
 METHODS = "[methods.dense]\n[methods.rigl]\n[methods.dpf]\n[methods.one_shot]"
 

@@ -29,9 +29,10 @@ from tests.bench.cells import (
     stored,
     tasks_of,
     train,
+    wait_for,
     write_suite,
 )
-from tests.faults.test_kill import check, children, runs, saved, small, wait_for
+from tests.faults.test_kill import check, children, runs, saved, small
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from bench import leases
 from bench.leases import Leases
 from bench.live import View
 from bench.store import Store
-from tests.bench.cells import Command, plan_of, stored, train, write_suite
+from tests.bench.cells import Command, plan_of, stored, train, wait_for, write_suite
 
 METHODS = "[methods.dense]\n[methods.rigl]\n[methods.one_shot]"
 STALE_SECONDS = 1.5
@@ -55,13 +54,6 @@ def ended(*runners: Runner) -> Iterator[None]:
             if runner.process.is_alive():
                 runner.send(signal.SIGCONT)
                 runner.kill()
-
-
-def wait_for(what: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.005)
 
 
 def checkpoints(records: Path) -> list[Path]:
