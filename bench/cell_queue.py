@@ -14,6 +14,7 @@ from bench.live import name
 from bench.record import FINAL, Record, Status
 from bench.runner import Elsewhere, Event, Finished, Note, Stopped, Task
 from bench.signals import stop_requested
+from bench.sources import usable
 from bench.store import Store
 from bench.sweep import leftovers
 
@@ -71,12 +72,14 @@ class Queue:
         Args:
             like: cells that run beside this one are to have its network and data, if any have.
         """
-        same = [task for task in self.tasks if like is None or _network(task) == _network(like)]
-        for task in same or list(self.tasks):
+        other = (lambda task: _network(task) != _network(like)) if like else (lambda task: False)
+        for task in sorted(self.tasks, key=other):
             spec = task.cell.spec
             if stop_requested() or time.monotonic() >= task.deadline:
                 self.clear()
                 return None
+            if not self._ready(task):
+                continue
             lease = self.leases.acquire(self.store.lock(spec))
             if lease is None:
                 continue
@@ -134,6 +137,23 @@ class Queue:
         self.again.clear()
         return crowd
 
+    def _ready(self, task: Task) -> bool:
+        """Whether there are masks to start from, for a cell that starts from another's.
+
+        Where there will be none, as the source has failed, the cell is given up.
+        """
+        source = task.cell.spec.source
+        if source is None:
+            return True
+        if source in self.taken or source in _keys(self.tasks):
+            return False
+        if task.source is not None and usable(task.cell, task.source):
+            return True
+        self.tasks.remove(task)
+        if source in _keys(self.again):
+            self.again.append(task)
+        return False
+
     def _drop(self, key: str) -> Iterator[Event]:
         """A result that another runner has, or will have, is not written a second time."""
         self.robbed = True
@@ -183,6 +203,10 @@ class Queue:
             f"{name(record)}: {record.status}: {record.reason}; it is tried {again} "
             f"({self.tries[key]} of {self.retries}).",
         )
+
+
+def _keys(tasks: list[Task]) -> set[str]:
+    return {task.cell.spec.key for task in tasks}
 
 
 def _network(task: Task) -> tuple[Any, ...]:

@@ -237,31 +237,24 @@ def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> bo
     decoders = settings.decoders or max(1, cores() // max(workers, group.size))
     settings = dataclasses.replace(settings, decoders=decoders)
     timing: Timing = "exclusive" if (workers, places) == (1, 1) else "shared"
-    with View(ordered, plan.recipe.batch) as view:
-        for depends in (False, True):
-            if depends:  # only now is it known which sources have masks to start from
-                plan = without_lost(plan, store)
-                store.put_manifest(plan.manifest)
-            lost = _lost(plan)
-            wave = [
-                dataclasses.replace(_task(cell, plan, store, settings, by_key), timing=timing)
-                for cell in ordered
-                if (cell.spec.source is not None) == depends and cell.spec.key not in lost
-            ]
-            # A source that has no record by now has failed, or there was no time for it.
-            ready = [task for task in wave if not task.source or task.source.record.exists()]
-            if not ready:
-                continue
-            executor = _executor(settings, min(workers, len(ready)), places)
-            queue = Queue(ready, store, retries=settings.retries, strict=settings.strict)
-            # Closed at once whatever happens here, so that no worker is waited for at the exit.
-            late_end = settings.deadline if isinstance(executor, InThisProcess) else math.inf
-            with _ended_late(late_end, view), closing(perform(queue, executor)) as events:
-                for event in events:
-                    _show(view, event)
-                    late |= isinstance(event, Stopped) and event.late
-            if queue.broken:
-                return False
+    tasks = [_task(cell, plan, store, settings, by_key) for cell in ordered]
+    tasks = [dataclasses.replace(task, timing=timing) for task in tasks]
+    executor = _executor(settings, workers, places)
+    queue = Queue(tasks, store, retries=settings.retries, strict=settings.strict)
+    # Closed at once whatever happens here, so that no worker is waited for at the exit.
+    late_end = settings.deadline if isinstance(executor, InThisProcess) else math.inf
+    with (
+        View(ordered, plan.recipe.batch) as view,
+        _ended_late(late_end, view),
+        closing(perform(queue, executor)) as events,
+    ):
+        for event in events:
+            _show(view, event)
+            late |= isinstance(event, Stopped) and event.late
+    # Only now is it known which sources have masks to start from.
+    store.put_manifest(without_lost(plan, store).manifest)
+    if queue.broken:
+        return False
     return late or time.monotonic() >= settings.deadline
 
 

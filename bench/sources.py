@@ -105,6 +105,15 @@ def settled(cells: Sequence[Cell], store: Store) -> tuple[Cell, ...]:
     )
 
 
+def usable(cell: Cell, source: SourceFiles) -> bool:
+    """Whether a cell's source has ended, and with masks to start from.
+
+    Raises:
+        RecordError: the record of the source is damaged.
+    """
+    return source.record.exists() and not _loss(cell, read(source.record, brief=True))
+
+
 def _loss(cell: Cell, source: Record | None) -> str:
     asked = cell.spec.sparsity
     return "" if source is None or asked is None else _useless(_view(source, asked))

@@ -17,6 +17,8 @@ from bench.leases import Leases
 from bench.ray_executor import OnRay
 from bench.record import Status, encode
 from bench.runner import Event, Finished, Note, Progress, Stopped, Task
+from bench.sources import SourceFiles
+from bench.spec import CellSpec
 from bench.store import Store
 from tests.bench.cells import by_key, forking, plan_of, stored, tasks_of, train, write_suite
 
@@ -160,6 +162,84 @@ def test_a_cell_that_turned_out_not_to_be_runnable_stops_no_strict_run(tasks, tm
     events = list(perform(queue, Scripted({"rigl": ["skipped"]}, [])))
     assert statuses(events) == dict.fromkeys(LABELS, "ok") | {"rigl": "skipped"}
     assert len(stored(tmp_path / "records")) == 4
+
+
+TICKETS = """
+[methods.dense]
+[methods.lottery_ticket]
+[methods.reinit]
+method = "ticket_control"
+source = "lottery_ticket"
+"""
+
+
+@pytest.fixture
+def tickets(tmp_path) -> list[Task]:
+    """Of two seeds, a dense network, a lottery ticket and one that starts from its masks."""
+    store = Store(tmp_path / "records", "tiny")
+    asked = {"seeds": "[0, 1]", "budget": "{ epochs = 1, max_multiple = 9 }"}
+    plan = plan_of(write_suite(tmp_path, TICKETS, sparsities="[0.5]", **asked))
+    specs = {cell.spec.key: cell.spec for cell in plan.manifest.cells}
+    tasks = [with_source(task, store, specs) for task in tasks_of(plan, store)]
+    return sorted(tasks, key=lambda task: task.cell.spec.seed)
+
+
+def with_source(task: Task, store: Store, specs: dict[str, CellSpec]) -> Task:
+    if task.cell.spec.source is None:
+        return task
+    spec = specs[task.cell.spec.source]
+    files = SourceFiles(store.path(spec), store.weights(spec), store.masks(spec))
+    return dataclasses.replace(task, source=files)
+
+
+ROWS = ["dense", "lottery_ticket", "reinit"]
+
+
+def test_what_starts_from_another_cell_comes_after_it_and_before_the_next_seed(tickets, tmp_path):
+    executor = Scripted({}, [], places=1)
+    list(perform(queue_of(tickets, tmp_path), executor))
+    assert executor.rounds == [(1, ROWS * 2)]
+
+
+def test_while_a_source_is_under_way_others_begin(tickets, tmp_path):
+    executor = Scripted({}, [], places=3)
+    list(perform(queue_of(tickets, tmp_path), executor))
+    found = ["dense", "lottery_ticket", "dense", "reinit", "lottery_ticket", "reinit"]
+    assert executor.rounds == [(3, found)]
+
+
+def test_a_source_that_is_tried_again_takes_what_starts_from_it_along(tickets, tmp_path):
+    executor = Scripted({"lottery_ticket": ["lost"]}, [], places=1)
+    events = list(perform(queue_of(tickets, tmp_path, retries=1), executor))
+    again = ["lottery_ticket", "reinit"]
+    assert executor.rounds == [(1, ["dense", "lottery_ticket", *ROWS]), (1, again)]
+    assert statuses(events) == dict.fromkeys(ROWS, "ok")
+
+
+@pytest.mark.parametrize("status", ["failed", "lost", "diverged"])
+def test_what_starts_from_a_cell_that_went_wrong_does_not_begin(status, tickets, tmp_path):
+    executor = Scripted({"lottery_ticket": [status]}, [], places=1)
+    queue = queue_of(tickets, tmp_path)
+    list(perform(queue, executor))
+    assert executor.rounds == [(1, ["dense", "lottery_ticket", *ROWS])]
+    assert not queue.tasks
+
+
+def test_one_whose_source_another_runner_trains_waits_for_it(tickets, tmp_path):
+    _, source, dependent = tickets[:3]
+    queue = queue_of([source, dependent], tmp_path)
+    with Leases() as other:
+        lease = other.acquire(queue.store.lock(source.cell.spec))
+        assert lease is not None
+        assert queue.take() is None
+        assert queue.tasks == [source, dependent]
+        found = ended(source, "ok", "by the other")
+        assert isinstance(found, Finished)
+        queue.store.put(found.record)
+        other.release(lease)
+    with queue:
+        assert queue.take() == dependent
+    assert [event.key for event in queue.news()] == [source.cell.spec.key]
 
 
 def robbing(name: Path) -> Leases:
