@@ -210,18 +210,8 @@ def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> bo
     # A damaged record stops here, before anything is written; one of an older suite too.
     list(store.records(brief=True))
     plan = without_lost(plan, store)
-    # Of the rows that one cell answers, the last to be reached tells how long it takes.
-    by_key = {cell.spec.key: cell for cell in sorted(plan.manifest.cells, key=_steps)}
-    lost = _lost(plan)
-    chosen = [
-        cell
-        for cell in cells
-        if not cell.skipped and not store.has(cell.spec) and cell.spec.key not in lost
-    ]
-    sources = [by_key[cell.spec.source] for cell in chosen if cell.spec.source]
-    wanted = [cell.spec for cell in [*chosen, *sources] if not store.has(cell.spec)]
-    missing = {spec.key: by_key[spec.key] for spec in wanted}
-    ordered = sorted(missing.values(), key=lambda cell: cell.spec.seed)
+    by_key = _by_key(plan)
+    ordered = _missing(plan, store, cells, by_key)
     try:
         store.put_manifest(plan.manifest)
         sweep(store, [cell.spec for cell in plan.manifest.cells])
@@ -231,15 +221,11 @@ def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> bo
         return False
     late = False
     places = settings.places if settings.ways.stack == 1 else settings.ways.stack
-    workers = settings.workers or (cores() if settings.device == "cpu" else 1)
-    workers = 1 if group.size > 1 else workers
-    workers = min(workers, -(-len(ordered) // max(1, places)))
-    decoders = settings.decoders or max(1, cores() // max(workers, group.size))
-    settings = dataclasses.replace(settings, decoders=decoders)
-    timing: Timing = "exclusive" if (workers, places) == (1, 1) else "shared"
-    tasks = [_task(cell, plan, store, settings, by_key) for cell in ordered]
+    fitted = _fitted(settings, -(-len(ordered) // max(1, places)))
+    timing: Timing = "exclusive" if (fitted.workers, places) == (1, 1) else "shared"
+    tasks = [_task(cell, plan, store, fitted, by_key) for cell in ordered]
     tasks = [dataclasses.replace(task, timing=timing) for task in tasks]
-    executor = _executor(settings, workers, places)
+    executor = _executor(settings, fitted.workers, places)
     queue = Queue(tasks, store, retries=settings.retries, strict=settings.strict)
     # Closed at once whatever happens here, so that no worker is waited for at the exit.
     late_end = settings.deadline if isinstance(executor, InThisProcess) else math.inf
@@ -258,12 +244,44 @@ def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> bo
     return late or time.monotonic() >= settings.deadline
 
 
+def _missing(plan: Plan, store: Store, cells: list[Cell], by_key: Mapping[str, Cell]) -> list[Cell]:
+    """Those of the cells, and of their sources, that have no record; seed 0 of everything first."""
+    lost = _lost(plan)
+    chosen = [
+        cell
+        for cell in cells
+        if not cell.skipped and not store.has(cell.spec) and cell.spec.key not in lost
+    ]
+    sources = [by_key[cell.spec.source] for cell in chosen if cell.spec.source]
+    wanted = [cell.spec for cell in [*chosen, *sources] if not store.has(cell.spec)]
+    missing = {spec.key: by_key[spec.key] for spec in wanted}
+    return sorted(missing.values(), key=lambda cell: cell.spec.seed)
+
+
+def _by_key(plan: Plan) -> dict[str, Cell]:
+    """Of the rows that one cell answers, the last to be reached: it tells how long that takes."""
+    return {cell.spec.key: cell for cell in sorted(plan.manifest.cells, key=lambda c: c.steps)}
+
+
+def _fitted(settings: Settings, most: int) -> Settings:
+    """With the numbers of processes that a run is to have.
+
+    Args:
+        settings: as they were asked for; 0 for what is to be found.
+        most: workers that would have something to do.
+    """
+    size = settings.group.size
+    workers = settings.workers or (cores() if settings.device == "cpu" else 1)
+    workers = 1 if size > 1 else min(workers, most)
+    decoders = settings.decoders or max(1, cores() // max(workers, size))
+    return dataclasses.replace(settings, workers=workers, decoders=decoders)
+
+
 def _follow(plan: Plan, store: Store, settings: Settings) -> None:
     """Trains, beside the first process, the cells that it begins, until it has no more."""
     set_up_process(settings.threads)
-    by_key = {cell.spec.key: cell for cell in sorted(plan.manifest.cells, key=_steps)}
-    decoders = settings.decoders or max(1, cores() // settings.group.size)
-    settings = dataclasses.replace(settings, deadline=math.inf, decoders=decoders)
+    by_key = _by_key(plan)
+    settings = dataclasses.replace(_fitted(settings, 1), deadline=math.inf)
     for key in settings.group.cells():
         task = _task(by_key[key], plan, store, settings, by_key)
         for _ in run_cell(dataclasses.replace(task, timeout_seconds=math.inf)):
@@ -334,10 +352,6 @@ def without_lost(plan: Plan, store: Store) -> Plan:
 def _lost(plan: Plan) -> set[str]:
     """Keys of cells whose source has gone wrong."""
     return {cell.spec.key for cell in plan.manifest.cells if cell.skipped and cell.spec.source}
-
-
-def _steps(cell: Cell) -> int:
-    return cell.steps
 
 
 def _task(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-KINDS = ("model", "glorot_normal", "he_fan_out", "normal")
+KINDS = ("model", "glorot_normal", "he_fan_out", "lecun_normal", "normal")
 """Names of `initialise`."""
 
 _LAYERS = (
@@ -27,6 +27,8 @@ def initialise(model: nn.Module, kind: str) -> None:
     - `he_fan_out`: convolutions with variance 2 / fan-out, linear layers with variance 2 / fan-in,
       biases 0 (He et al., 2015, arXiv:1502.01852, equations 14 and 10), as in the code of SFP for
       its ResNets.
+    - `lecun_normal`: variance 1 / fan-in, biases 0 (LeCun et al., 1998, "Efficient BackProp",
+      equation 16), as in the code of SNIP, which cuts it off as above.
     - `normal`: N(0, 0.01^2), biases 0, as in the code of Molchanov et al., 2017, for its LeNets.
 
     Args:
@@ -45,6 +47,8 @@ def initialise(model: nn.Module, kind: str) -> None:
             continue
         if kind == "glorot_normal":
             nn.init.xavier_normal_(module.weight)
+        elif kind == "lecun_normal":
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="linear")
         elif kind == "normal":
             nn.init.normal_(module.weight, std=0.01)
         elif isinstance(module, nn.Linear):

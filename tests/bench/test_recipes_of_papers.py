@@ -67,6 +67,7 @@ def pieces(*parts: tuple[int, float]) -> Rate:
 
 GLOROT = (("initialisation", "glorot_normal"),)
 HE = (("initialisation", "he_fan_out"),)
+LECUN = (("initialisation", "lecun_normal"),)
 SMALL = (("initialisation", "normal"),)
 UNIT = (("normalise", False),)
 LENGTH = (("normalise", "unit"),)
@@ -74,8 +75,8 @@ FOLDER = (("image_size", 224), ("area", (0.08, 1.0)), ("flip", True))
 ZERO, REFLECT = "zero 4 flip", "reflect 4 flip"
 
 
-def lth_lenet(lr: float, optimizer: str) -> Row:
-    more = (*GLOROT, *LENGTH)
+def lth_lenet(lr: float, optimizer: str, images: tuple[tuple[str, object], ...] = LENGTH) -> Row:
+    more = (*GLOROT, *images)
     return Row(MNIST, 50_000, 60, constant(lr), (), optimizer, 0, held=5000, more=more)
 
 
@@ -148,6 +149,7 @@ TABLE = {
         more=FOLDER,
     ),
     "lth-lenet": lth_lenet(1.2e-3, "adam"),
+    "lth-lenet-pixels": lth_lenet(1.2e-3, "adam", UNIT),
     "lth-lenet-sgd": lth_lenet(0.8, "sgd"),
     "lth-conv2": lth_conv(20_000, 2e-4),
     "lth-conv4": lth_conv(25_000, 3e-4),
@@ -222,8 +224,19 @@ TABLE = {
         SGD,
         5e-4,
         held=6000,
+        more=LECUN,
     ),
-    "snip-cifar": Row(CIFAR, 87_750, 128, *tenths(0.1, 30_000, 60_000), SGD, 5e-4, ZERO, held=5000),
+    "snip-cifar": Row(
+        CIFAR,
+        87_750,
+        128,
+        *tenths(0.1, 30_000, 60_000),
+        SGD,
+        5e-4,
+        ZERO,
+        held=5000,
+        more=LECUN,
+    ),
     "snip-vgg": Row(
         CIFAR,
         150_000,
@@ -234,6 +247,7 @@ TABLE = {
         5e-4,
         ZERO,
         held=5000,
+        more=LECUN,
     ),
     "grasp-vgg19": Row(
         CIFAR, 160 * 390, 128, *tenths(0.1, 80 * 390, 120 * 390), SGD, 5e-4, ZERO, more=HE
@@ -296,6 +310,7 @@ TABLE = {
         held=5000,
         more=UNIT,
     ),
+    "soft-deepr-lenet": Row(MNIST, 55_000, 10, constant(0.05), (), "sgd", 0, held=5000, more=UNIT),
     "synflow-vgg": Row(CIFAR, 160 * 390, 128, *tenths(0.1, 60 * 390, 120 * 390), NEST, 1e-4, ZERO),
     "synflow-resnet18": Row(
         CIFAR, 160 * 390, 128, *tenths(0.01, 60 * 390, 120 * 390), NEST, 5e-4, ZERO

@@ -62,6 +62,13 @@ def test_normal_has_a_deviation_of_a_hundredth_whatever_the_layer():
         assert not layer.bias.any()
 
 
+def test_lecun_normal_has_variance_one_over_fan_in_in_every_layer():
+    for layer in layers(drawn("conv4", "lecun_normal")):
+        fan_in, _ = fans(layer.weight)
+        check_standard_normal(standardised(layer.weight, 1 / fan_in))
+        assert not layer.bias.any()
+
+
 def test_he_fan_out_is_for_convolutions_and_linear_layers_have_fan_in():
     model = drawn("vgg16_d", "he_fan_out", width=0.25)
     for layer in layers(model):
@@ -119,6 +126,6 @@ def test_transposed_and_grouped_convolutions_are_drawn_too():
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    allowed = "allowed: model, glorot_normal, he_fan_out, normal"
+    allowed = "allowed: model, glorot_normal, he_fan_out, lecun_normal, normal"
     with pytest.raises(ValueError, match=f"initialisation: found 'xavier'; {allowed}"):
         initialise(nn.Linear(1, 1), "xavier")
