@@ -138,6 +138,26 @@ def gain(record: Record, _: Record) -> float | None:
     return None if own is None or not known or known[0] is None else own - known[0]
 
 
+def earlier(record: Record, _: Record) -> float | None:
+    """Percent of its first round's steps, the dense network's, by which a ticket's round is sooner.
+
+    Of early stopping, the step of least validation loss.
+    """
+    known = [phase.least.step for phase in record.phases if phase.least]
+    own = early_step(record, record)
+    return None if own is None or not known or not known[0] else 100 * (1 - own / known[0])
+
+
+def compression(record: Record, _: Record) -> float | None:
+    """Prunable weights over those that are not zero."""
+    counts = record.counts
+    return (
+        None
+        if not counts or not counts.prunable_nonzero
+        else (counts.prunable / counts.prunable_nonzero)
+    )
+
+
 def parameters(record: Record, _: Record) -> float | None:
     """Millions of parameters that are not zero."""
     return None if record.counts is None else record.counts.nonzero / 1e6
@@ -242,6 +262,10 @@ FIELDS: dict[str, Field] = {
     "early_step": Field("early-stopping iteration", early_step, lambda _: "", ",.0f"),
     "early_accuracy": Field("top-1 % there", early_accuracy, lambda _: "", percent=True),
     "gain": Field("gain at early stopping", gain, lambda c: c.gain, "+.2f", better="higher"),
+    "earlier": Field("earlier than dense, %", earlier, lambda c: c.earlier, ".0f", better="higher"),
+    "compression": Field(
+        "compression", compression, lambda c: c.compression, ".0f", better="higher", counted=True
+    ),
     "multiple": Field(
         "budget multiple", lambda record, _: record.multiple, lambda _: "", ".2f", counted=True
     ),

@@ -67,7 +67,8 @@ def footnotes(results: Results, attempts: Sequence[Record]) -> Iterator[str]:
     if against := dict.fromkeys(row.label for row in rows if row.smaller):
         yield f"narrower dense networks, their ratios against the full width: {', '.join(against)}."
     if idle := [f"{name_text(row)}: {row.idle:,.0f}" for row in rows if row.mostly_idle]:
-        yield f"kept, but grown and never trained, so all but zero: {'; '.join(idle)} weights."
+        why = "as they decayed or were never trained"
+        yield f"kept, but all but zero, {why}: {'; '.join(idle)} weights."
     if filters := dict.fromkeys(row.label for row in rows if row.of_filters):
         yield (
             f"sparsity asked of filters, not of weights: {', '.join(filters)}; the inputs that a "

@@ -136,8 +136,18 @@ class Matcher:
     ) -> Candidate | None:
         """The one candidate for a question.
 
-        Those with records go first, and of these those that follow the paper's protocol.
+        Raises:
+            Ambiguous: there are several with records.
         """
+        found = self.candidates(question, fits, without_sparsity)
+        if len(found) > 1 and found[0].row.finished:
+            raise Ambiguous(ambiguous(self.spec, question, found))
+        return found[0] if found else None
+
+    def candidates(
+        self, question: Question, fits: Callable[[Row], bool], without_sparsity: bool = False
+    ) -> list[Candidate]:
+        """What fits: those with records, if any, and of these those that follow the protocol."""
         rows = [
             (found.suite, row)
             for found in self.found
@@ -152,10 +162,7 @@ class Matcher:
             groups.setdefault((neutral, row.source), []).append((suite, row))
         candidates = [joined(group) for group in groups.values()]
         run = [one for one in candidates if one.row.finished] or candidates
-        run = [one for one in run if follows(one.row.spec, question.trained)] or run
-        if len(run) > 1 and run[0].row.finished:
-            raise Ambiguous(ambiguous(self.spec, question, run))
-        return run[0] if run else None
+        return [one for one in run if follows(one.row.spec, question.trained)] or run
 
 
 def follows(spec: CellSpec, trained: PaperModel | None) -> bool:

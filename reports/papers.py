@@ -42,7 +42,9 @@ class PublishedCell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         top1: test accuracy in percent; or `error`, 100 less that.
         gain: points by which a lottery ticket is better than the dense network, both at the step of
             least validation loss.
-        deviation: of either, over seeds.
+        earlier: percent of the dense network's steps by which a ticket comes sooner to that step.
+        compression: weights over those that are left.
+        deviation: of accuracy, error or gain, over seeds.
         reached: percent of all parameters that are zero.
         parameters: millions that are left.
         architecture: units that each layer has left.
@@ -59,6 +61,8 @@ class PublishedCell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     top1: str = ""
     error: str = ""
     gain: str = ""
+    earlier: str = ""
+    compression: str = ""
     deviation: str = ""
     dense_top1: str = ""
     top5: str = ""

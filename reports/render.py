@@ -17,7 +17,7 @@ from reports.markdown import section
 
 Format = Literal["markdown", "latex", "html", "csv"]
 
-NONE_PUBLISHED = "published: the paper's number is at hand for none of these cells."
+NONE_PUBLISHED = "published: no cell of this table has a number of the paper."
 """Note of a table whose published figures were asked for in vain."""
 
 WHOSE = "figures"

@@ -277,7 +277,7 @@ def test_a_table_without_published_figures_is_shown_as_it_is():
     spec = specs.load("lth-lenet")
     table = build(spec, [found([])])
     assert render(table, "markdown", True).count("figures") == 0
-    said = "published: the paper's number is at hand for none of these cells."
+    said = "published: no cell of this table has a number of the paper."
     assert said in render(table, "markdown", True)
     assert said not in render(table, "markdown")
     assert said not in render(grid("dpf-table2"), "markdown", True)

@@ -8,15 +8,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.record import Record
+from bench.errors import SuiteError
+from bench.record import Least, PhaseResult, Record
 from bench.spec import BudgetSpec
 from reports import papers, reproduction, specs
 from reports.fields import FIELDS
 from reports.leaderboard import leaderboard
 from reports.page.build import page
 from reports.papers import PublishedCell
-from reports.reproduction import EXPLANATIONS, SCORED, Attempt, Explanations, Score
-from tests.reports.published import everything
+from reports.reproduction import SCORED, UNSCORED, Attempt, Score
+from tests.reports.published import cell, everything
 from tests.reports.records import fill, manifest, record, spec
 
 TABLE = "dpf-table4"
@@ -66,7 +67,8 @@ def test_records_at_the_published_figures_reproduce_them_all(tmp_path, records):
 
 def test_a_figure_that_stands_in_several_tables_counts_once(tmp_path, records):
     cells = [
-        (one.table, one.model, one.method, one.target) for one in scored(tmp_path, records).attempts
+        (one.table, one.model, one.method, one.target, one.figure)
+        for one in scored(tmp_path, records).attempts
     ]
     assert len(set(cells)) == len(cells)
     first, fourth = specs.load("dpf-table1"), specs.load(TABLE)
@@ -164,9 +166,9 @@ def test_programs_get_the_four_keys_and_null_before_anything_was_run(tmp_path):
 def figures(paper: str) -> Iterator[PublishedCell]:
     """Every published cell with a figure that can be compared."""
     for table in papers.load(paper).tables.values():
-        for cell in table.cells:
-            if any(FIELDS[name].published(cell) for name in SCORED):
-                yield cell
+        for one in table.cells:
+            if any(FIELDS[name].published(one) for name in (*SCORED, *UNSCORED)):
+                yield one
 
 
 @pytest.mark.parametrize("paper", papers.names())
@@ -176,17 +178,54 @@ def test_every_published_figure_stands_in_a_table(paper):
     assert not [cell for cell in figures(paper) if cell not in asked]
 
 
-def test_every_explanation_is_of_a_published_figure_of_that_name():
-    known = papers.convert(papers.read(EXPLANATIONS), Explanations, "")
-    asked = {
-        (spec.name, q.model, q.column, target)
-        for spec in reproduction.tables()
-        for line in spec.lines
-        for q in line
-        if q.published
-        for target in (q.target, "")
-    }
-    assert not [e for e in known.explanation if (e.table, e.model, e.method, e.target) not in asked]
+@pytest.mark.parametrize("wrong", ['method = "lottery_ticket"', 'target = "13.5%"', 'figure = "e"'])
+def test_an_explanation_of_no_published_figure_is_refused(wrong, tmp_path, records, monkeypatch):
+    entry = {"table": "lth-lenet-gain", "model": "LeNet-300-100", "method": "ticket", "text": "?"}
+    text = "".join(f'{k} = "{v}"\n' for k, v in entry.items() if not wrong.startswith(k))
+    file = tmp_path / "explanations.toml"
+    monkeypatch.setattr(reproduction, "EXPLANATIONS", file)
+    file.write_text(f"[[explanation]]\n{text}{wrong}\n")
+    with pytest.raises(
+        SuiteError, match=r"explanations\.toml: lth-lenet-gain, .*: no published figure"
+    ):
+        scored(tmp_path / "records", records)
+
+
+def ticket(seed: int, dense: int, own: int) -> Record:
+    """A ticket of one round that stops early at `own`, and its dense network at `dense`."""
+    asked = specs.load("lth-lenet-early")
+    (question,) = (q for (q,) in asked.lines if q.published and q.published.earlier)
+    phases = (
+        PhaseResult("round-0", 9, 1.0, 9, "ok", least=Least(dense, 0.1, 97.0), top1=97.5),
+        PhaseResult("round-1", 9, 0.2, 18, "ok", least=Least(own, 0.1, 98.0), top1=97.5),
+    )
+    return record(cell(question, "mnist", seed), 97.5, phases=phases, steps=18)
+
+
+def test_a_figure_that_is_not_in_points_is_shown_and_does_not_count(tmp_path):
+    score = scored(tmp_path, [ticket(0, 1000, 700), ticket(1, 1000, 900)])
+    (one,) = (one for one in score.attempts if one.figure == "earlier")
+    assert (one.status, one.mean, one.tolerance) == ("not scored", pytest.approx(20), None)
+    assert (score.run, score.score) == (0, None)
+    assert score.as_dict()["cells"][score.attempts.index(one)]["tolerance"] is None
+
+
+def test_of_rows_by_other_protocols_the_one_that_differs_least_is_shown(tmp_path):
+    table = specs.load(TABLE)
+    short = everything(table, budget=BudgetSpec(epochs=3))
+    other = everything(table, budget=BudgetSpec(epochs=3), recipe="plain", recipe_hash="f" * 12)
+    one = find(scored(tmp_path, [*other, *short]), "DPF", "90%")
+    assert one.status == "another protocol"
+    assert one.reasons == ("shorter budget: 3 epochs, the paper's is 300 epochs",)
+
+
+def test_rows_of_the_papers_protocol_that_differ_otherwise_do_not_count(tmp_path, records):
+    others = [
+        dataclasses.replace(one, spec=dataclasses.replace(one.spec, method_version=2))
+        for one in records
+    ]
+    one = find(scored(tmp_path, [*records, *others]), "DPF", "90%")
+    assert (one.status, one.reasons) == ("another protocol", ("several rows of demo fit",))
 
 
 def test_the_leaderboard_and_the_page_tell_the_score(tmp_path, records):
