@@ -189,8 +189,8 @@ def places(text: str) -> int:
 def train(plan: Plan, store: Store, cells: list[Cell], settings: Settings) -> bool:
     """Trains the cells that have no record, seed 0 of everything first, and shows how it goes.
 
-    Cells whose masks others start from are trained first, also where they were not chosen. Of
-    several processes that train together, the first leads.
+    Cells whose masks others start from are trained before these, also where they were not chosen.
+    Of several processes that train together, the first leads.
 
     Returns:
         Whether time was up before all were done.
