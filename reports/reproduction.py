@@ -195,7 +195,7 @@ def reproduction(records: Path) -> Score:
         RecordError: there are none, or one is damaged or was edited; names the file.
     """
     known = papers.convert(papers.read(EXPLANATIONS), Explanations, EXPLANATIONS.name)
-    seen: set[tuple[str, PublishedCell, bool]] = set()
+    seen: set[tuple[str, PublishedCell, str]] = set()
     found = [one for spec in tables() for one in attempts(spec, records, seen)]
     return Score(tuple(known.explained(found)))
 
@@ -209,7 +209,7 @@ def tables() -> Iterator[TableSpec]:
 
 
 def attempts(
-    spec: TableSpec, records: Path, seen: set[tuple[str, PublishedCell, bool]]
+    spec: TableSpec, records: Path, seen: set[tuple[str, PublishedCell, str]]
 ) -> Iterator[Attempt]:
     """The figures of one table that no table before it had."""
     assert spec.paper is not None
@@ -222,7 +222,8 @@ def attempts(
         shown = [f for f in spec.figures if FIELDS[f].published(cell)]
         scored = [f for f in SCORED if f in shown][:1]
         for figure in (*scored, *(f for f in UNSCORED if f in shown)):
-            place = (spec.paper.arxiv, cell, figure in UNSCORED)
+            # An accuracy in one table may stand as an error in another.
+            place = (spec.paper.arxiv, cell, figure if figure in UNSCORED else "")
             if place not in seen:
                 seen.add(place)
                 yield attempt(spec, question, figure, matcher)
@@ -285,10 +286,10 @@ def status(
         return "not run"
     if why:
         return "another protocol"
-    if mean is None or any(record.status != "ok" for record in row.finished):
-        return "no accuracy"
     if tolerance is None:
         return "not scored"
+    if mean is None or any(record.status != "ok" for record in row.finished):
+        return "no accuracy"
     # Written with ten digits, so that a difference of exactly the tolerance is within it.
     apart = abs(round(Decimal(mean), 10) - published)
     return "within" if apart <= tolerance else "outside"
