@@ -58,11 +58,18 @@ def lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def left_out(rows: Sequence[Row]) -> list[str]:
-    """One note for each status that keeps seeds out of a figure; every row is named."""
+    """One note for each status that keeps seeds out of a figure.
+
+    Every row is named, unless all are alike.
+    """
     notes = []
     for status, said in (("diverged", "diverged"), ("invalid", "invalid"), ("missing", "not run")):
         counts = [(row, row.statuses.count(status)) for row in rows]
         named = [f"{name_text(row)} ({n} of {row.asked} seeds)" for row, n in counts if n]
-        if named:
+        alike = {(n, row.asked) for row, n in counts}
+        if named and len(rows) > 1 and len(alike) == 1:
+            n, asked = alike.pop()
+            notes.append(f"{said}, so not drawn: {n} of {asked} seeds of every row.")
+        elif named:
             notes.append(f"{said}, so not drawn: {'; '.join(named)}.")
     return notes

@@ -115,6 +115,12 @@ def test_what_diverged_or_was_not_run_is_left_out_and_named() -> None:
     )
 
 
+def test_seeds_that_no_row_has_are_told_once() -> None:
+    rigl, snip = seeds_of("rigl", 0.9, 94.0, 95.0), seeds_of("snip", 0.9, 93.0, 92.0)
+    chart = only(series.accuracy_by_sparsity(results(specs(rigl + snip), rigl[0], snip[1])))
+    assert chart.notes[1:] == ("not run, so not drawn: 1 of 2 seeds of every row.",)
+
+
 def test_models_and_data_sets_have_charts_of_their_own() -> None:
     cells = [spec(), spec(model="resnet20"), spec(dataset="mnist", data_hash="cccc")]
     charts = series.accuracy_by_macs(results(cells, *map(record, cells)))
