@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
 from bench.errors import RecordError
 from bench.leases import Lease, Leases
@@ -70,10 +70,9 @@ class Queue:
         """The next cell that no other runner holds; None if there is none at the moment.
 
         Args:
-            like: cells that run beside this one are to have its network and data, if any have.
+            like: cells that run beside this one are to have its network and data, if any can.
         """
-        other = (lambda task: _network(task) != _network(like)) if like else (lambda task: False)
-        for task in sorted(self.tasks, key=other):
+        for task in sorted(self.tasks, key=lambda task: not _alike(task, like)):
             spec = task.cell.spec
             if stop_requested() or time.monotonic() >= task.deadline:
                 self.clear()
@@ -209,6 +208,11 @@ def _keys(tasks: list[Task]) -> set[str]:
     return {task.cell.spec.key for task in tasks}
 
 
-def _network(task: Task) -> tuple[Any, ...]:
+def _alike(task: Task, other: Task | None) -> bool:
+    """Whether two cells have the same network and data; without another there is no difference."""
+    return other is None or _network(task) == _network(other)
+
+
+def _network(task: Task) -> tuple[object, ...]:
     spec = task.cell.spec
     return spec.model, spec.model_options, spec.dataset
