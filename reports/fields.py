@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
-from bench.record import LayerCount, PhaseResult, Record
+from bench.record import LayerCount, Least, PhaseResult, Record
 from reports.aggregate import Row
 from reports.papers import PublishedCell
 
@@ -131,31 +131,28 @@ def early_accuracy(record: Record, _: Record) -> float | None:
     return phase.least.top1 if phase and phase.least else None
 
 
+def first_early(record: Record) -> Least | None:
+    """Early stopping in a ticket's first round, which is the dense network's training."""
+    return next((phase.least for phase in record.phases if phase.least), None)
+
+
 def gain(record: Record, _: Record) -> float | None:
     """Accuracy of a ticket's round less that of its first, the dense network's, at those steps."""
-    known = [phase.least.top1 for phase in record.phases if phase.least]
-    own = early_accuracy(record, record)
-    return None if own is None or not known or known[0] is None else own - known[0]
+    own, first = early_accuracy(record, record), first_early(record)
+    return None if own is None or first is None or first.top1 is None else own - first.top1
 
 
 def earlier(record: Record, _: Record) -> float | None:
-    """Percent of its first round's steps, the dense network's, by which a ticket's round is sooner.
-
-    Of early stopping, the step of least validation loss.
-    """
-    known = [phase.least.step for phase in record.phases if phase.least]
-    own = early_step(record, record)
-    return None if own is None or not known or not known[0] else 100 * (1 - own / known[0])
+    """Percent of its first round's steps by which a ticket's round is sooner at early stopping."""
+    own, first = early_step(record, record), first_early(record)
+    return None if own is None or first is None or not first.step else 100 * (1 - own / first.step)
 
 
 def compression(record: Record, _: Record) -> float | None:
     """Prunable weights over those that are not zero."""
     counts = record.counts
-    return (
-        None
-        if not counts or not counts.prunable_nonzero
-        else (counts.prunable / counts.prunable_nonzero)
-    )
+    left = counts.prunable_nonzero if counts else 0
+    return counts.prunable / left if counts and left else None
 
 
 def parameters(record: Record, _: Record) -> float | None:
