@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from methods import ranking
 from methods.allocation import Scope
 from methods.api import Budget, OptimizerSettings, Phase, Run, SparsityMethod, TrainState, option
 from methods.masking import GROWN, MaskedMethod, clear_buffers, random_scores, write_masks
@@ -79,8 +80,32 @@ def first_of(order: Tensor, candidates: Tensor, late: Tensor | None, count: Tens
     return torch.empty_like(chosen).scatter_(0, order, chosen)
 
 
+def drawn(taken: Tensor, free: int, count: int) -> Tensor:
+    """Different positions that are not taken, each set of them as likely; waits for the device.
+
+    Args:
+        taken: 0 at the positions to choose from, (N,).
+        free: how many these are.
+        count: how many to choose, at most as many.
+
+    Returns:
+        Integers, (count,), in no order.
+    """
+    taken, found = taken.clone(), [torch.empty(0, dtype=torch.int64, device=taken.device)]
+    while count:
+        tries = count * taken.numel() // free + 1
+        tried = torch.randint(taken.numel(), (tries,), device=taken.device)
+        hit = tried[taken[tried] == 0].unique()  # type: ignore[no-untyped-call]
+        hit = hit[torch.randperm(hit.numel(), device=taken.device)[:count]]
+        found.append(hit)
+        taken[hit] = 1
+        free, count = free - hit.numel(), count - hit.numel()
+    return torch.cat(found)
+
+
 def _flat(tensors: Mapping[str, Tensor], names: list[str]) -> Tensor:
-    return torch.cat([tensors[name].reshape(-1) for name in names])
+    flat = [tensors[name].reshape(-1) for name in names]
+    return torch.cat(flat) if len(flat) > 1 else flat[0]
 
 
 @dataclass(frozen=True)
@@ -140,7 +165,8 @@ class DeepR(Langevin, MaskedMethod):
         write_masks(state, random_scores(run), run.phase.density, self.scope)
         weights = state.weights.items()
         state.slots["sign"] = {name: torch.ones_like(w).copysign_(w) for name, w in weights}
-        state.slots["share"] = {name: mask.sum() for name, mask in state.masks.items()}
+        numbers = {name: ranking.ones(mask).long() for name, mask in state.masks.items()}
+        state.slots["share"] = numbers
 
     def edit_gradients(self, state: TrainState) -> None:
         """Gradient, L1 and noise for active connections, nothing for dormant ones."""
@@ -157,28 +183,38 @@ class DeepR(Langevin, MaskedMethod):
     def project(self, state: TrainState) -> None:
         """Closes connections, and opens as many."""
         dsr = self.variant == "dsr"
-        signs, kept, closed = state.slots["sign"], {}, {}
+        signs, kept = state.slots["sign"], {}
         for name, mask in state.masks.items():
-            theta = state.weights[name] * signs[name]
-            falls = (theta < 0) & (state.progress < 0.95) if dsr else theta <= 0
-            active = mask != 0
-            closed[name] = active & falls
-            kept[name] = active & ~falls
+            stays = (state.weights[name] * signs[name]).detach()
+            stays = stays.ge_(0).masked_fill_(state.progress >= 0.95, 1) if dsr else stays.gt_(0)
+            kept[name] = stays.mul_(mask)
         clear_buffers(state, kept)
         for names in [list(kept)] if self.pooled else [[name] for name in kept]:
-            shut, candidates = _flat(closed, names), ~_flat(kept, names)
-            if dsr:
-                candidates &= ~shut
-            late = shut if dsr else None
-            opened = first_of(self.order(state, names, kept), candidates, late, shut.sum())
+            opened = self.opened(state, names, kept)
             sizes = [kept[name].numel() for name in names]
             for name, part in zip(names, torch.split(opened, sizes), strict=True):
                 grown = part.view(kept[name].shape)
-                state.masks[name].copy_(kept[name] | grown)
+                torch.add(kept[name], grown, out=state.masks[name])
                 weight = state.weights[name].mul_(kept[name])
                 if dsr:
                     signs[name].copy_(weight.sign())  # 0: not known yet
                 weight.add_(grown * signs[name], alpha=GROWN)
+
+    def opened(self, state: TrainState, names: list[str], kept: Mapping[str, Tensor]) -> Tensor:
+        """1 where a connection of these layers opens, as many as have closed; (N,)."""
+        dsr = self.variant == "dsr"
+        stays = _flat(kept, names)
+        taken = _flat(state.masks, names) if dsr else stays
+        number = torch.stack([state.slots["share"][name] for name in names]).sum()
+        count = number - ranking.ones(stays).long()
+        if ranking.on_host(stays) and not self.pooled:
+            # Few close in a step, and an order of all positions takes longer than the rest of it.
+            free = taken.numel() - int(number if dsr else number - count)
+            if count <= free:
+                return torch.zeros_like(stays).index_fill_(0, drawn(taken, free, int(count)), 1)
+        late = taken != stays if dsr else None
+        order = self.order(state, names, kept)
+        return first_of(order, taken == 0, late, count).to(stays.dtype)
 
     def order(self, state: TrainState, names: list[str], kept: Mapping[str, Tensor]) -> Tensor:
         """Positions of these layers' weights in the order in which they would open."""
@@ -187,5 +223,5 @@ class DeepR(Langevin, MaskedMethod):
             return torch.randperm(size, device=device)
         # Exponential waiting times: a layer's rate is its share, divided by its dormant ones.
         shares = state.slots["share"]
-        scale = {n: ((~on).sum() / shares[n]).expand(on.shape) for n, on in kept.items()}
+        scale = {n: ((on == 0).sum() / shares[n]).expand(on.shape) for n, on in kept.items()}
         return (torch.empty(size, device=device).exponential_() * _flat(scale, names)).argsort()

@@ -57,7 +57,7 @@ def write_top(masks: Sequence[Tensor], scores: Sequence[Tensor], keep: int | Ten
             so; elsewhere looking would wait for the device, and the next loss is not finite.
     """
     flat = _joined(scores)
-    if not _on_cpu(flat):
+    if not on_host(flat):
         kept = flat > (threshold := radix_select(flat, keep))
         ties = flat == threshold
         kept |= ties & (ties.cumsum(0) <= keep - kept.sum())
@@ -84,7 +84,7 @@ def kth_largest(flat: Tensor, k: int) -> Tensor:
     Raises:
         NoOrderError: a NaN is among the k largest; said on the CPU only.
     """
-    if not _on_cpu(flat):
+    if not on_host(flat):
         return radix_select(flat, k)
     return _partition(flat.clone(), k)[0]
 
@@ -130,8 +130,8 @@ def ones(mask: Tensor) -> Tensor:
     return mask.sum(dtype=None if mask.numel() <= EXACT else torch.float64)
 
 
-def _on_cpu(tensor: Tensor) -> bool:
-    """Whether the host may look at values without a wait."""
+def on_host(tensor: Tensor) -> bool:
+    """Whether the host may look at values without a wait: some ways are quicker for it."""
     return tensor.device.type == "cpu"
 
 

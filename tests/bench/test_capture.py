@@ -12,7 +12,7 @@ from bench.capture import WARM_UP, Captured, why_not
 from bench.recipes import Recipe
 from bench.step import Step
 from bench.trainer import Trainer
-from methods import METHODS
+from methods import METHODS, ranking
 from tests.bench import tape
 from tests.bench.devices import ADAM, RECIPE, assert_equal, outcome, tiny_run
 
@@ -30,6 +30,7 @@ def recordings(monkeypatch) -> list[Captured]:
         return replay
 
     monkeypatch.setattr(capture, "recorded", recorded)
+    monkeypatch.setattr(ranking, "on_host", lambda _: False)
     monkeypatch.setattr(capture, "why_not", lambda step: "")
     return made
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from methods import ranking
 from methods.api import TrainState
 from methods.drop_grow import drop_and_grow, part_of, smallest
 from methods.masking import magnitudes, surviving, write_masks
@@ -70,20 +69,14 @@ def test_masks_are_the_same_on_either_way(seed, dtype):
         assert torch.equal(found.as_subclass(torch.Tensor), topk_mask(scores, keep))
 
 
-@pytest.fixture
-def elsewhere(monkeypatch):
+def elsewhere(change: Callable[[TrainState], None], state: TrainState) -> None:
     """The way of a GPU is taken, and may not wait; states are made before."""
-
-    def rehearse(change: Callable[[TrainState], None], state: TrainState) -> None:
-        with monkeypatch.context() as patch, torch.no_grad(), NoWaiting():
-            patch.setattr(ranking, "_on_cpu", lambda _: False)
-            change(state)
-
-    return rehearse
+    with torch.no_grad(), NoWaiting():
+        change(state)
 
 
 @pytest.mark.parametrize("scope", ["global", "uniform"])
-def test_an_update_of_masks_on_a_gpu_does_not_wait(scope, elsewhere):
+def test_an_update_of_masks_on_a_gpu_does_not_wait(scope):
     rng = np.random.default_rng(0)
     weights = {name: rng.normal(size=shape) for name, shape in {"a": (30, 20), "b": (9,)}.items()}
 
@@ -98,7 +91,7 @@ def test_an_update_of_masks_on_a_gpu_does_not_wait(scope, elsewhere):
         assert torch.equal(found.masks[name], mask)
 
 
-def test_rewiring_a_layer_on_a_gpu_does_not_wait(elsewhere):
+def test_rewiring_a_layer_on_a_gpu_does_not_wait():
     rng = np.random.default_rng(1)
     mask = (rng.random((12, 40)) < 0.3).astype(np.float32)
     weight, growth = mask * rng.normal(size=mask.shape), rng.normal(size=mask.shape)

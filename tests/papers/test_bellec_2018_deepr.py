@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 
 import pytest
 import torch
 
 from bench.errors import SuiteError
 from bench.resolve import make_method
+from methods import ranking
 from methods.api import OptimizerSettings
-from methods.deepr import DeepR, dsr_noise, first_of
+from methods.deepr import DeepR, drawn, dsr_noise, first_of
 from methods.masking import GROWN
 from methods.random_pruning import RandomPruning
 from tests.tiny import TINY_RECIPE, copied, hand_state, nonzero, tiny_trainer, train
@@ -162,8 +164,9 @@ def test_pooled_holds_the_sum_and_moves_connections_between_layers():
     assert len({counts["fc1.weight"] for counts in history}) > 5
 
 
-@pytest.mark.parametrize("pooled", [False, True])
-def test_where_a_connection_opens_is_uniform_over_the_dormant_ones(pooled):
+@pytest.mark.parametrize(("pooled", "host"), [(False, True), (False, False), (True, True)])
+def test_where_a_connection_opens_is_uniform_over_the_dormant_ones(pooled, host, monkeypatch):
+    monkeypatch.setattr(ranking, "on_host", lambda _: host)  # else: the way that does not wait
     # Three of a layer's four active ones close, among 6 dormant: 3 of 9 positions open.
     method = DeepR(l1=0.0, noise=0.0, pooled=pooled)
     opened = torch.zeros(10)
@@ -200,6 +203,20 @@ def test_pooled_draws_the_layer_by_its_number_whatever_is_dormant_there():
     assert opened.sum() == 1500
     # Deviation at most sqrt(1500 / 4) = 19.
     torch.testing.assert_close(opened, torch.tensor([529.0, 529, 441]), atol=75, rtol=0)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 6])
+def test_every_set_of_free_positions_is_as_likely_to_be_drawn(count):
+    torch.manual_seed(0)
+    taken = torch.tensor([1.0, 0, 0, 1, 0, 0, 0, 1, 1, 0])
+    free = [1, 2, 4, 5, 6, 9]
+    sets = Counter(frozenset(drawn(taken, 6, count).tolist()) for _ in range(2000))
+    possible = set(map(frozenset, itertools.combinations(free, count)))
+    assert set(sets) == possible
+    assert taken.sum() == 4  # not written to
+    # At most 6 sets of one, 20 of three: 100 each, deviation 10.
+    expected = 2000 / len(possible)
+    assert all(abs(found - expected) < 5 * expected**0.5 for found in sets.values())
 
 
 @pytest.mark.parametrize(

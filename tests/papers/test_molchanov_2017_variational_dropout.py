@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from methods.variational import VariationalDropout, divergence, noise_ratio
+from methods.variational import VariationalDropout, divergence, noise_ratio, normal_like
 from tests.tiny import TINY_RECIPE, started, tiny_model, tiny_trainer, train
 
 ADAM = dataclasses.replace(TINY_RECIPE, optimizer="adam", lr=0.02, momentum=0.0, nesterov=False)
@@ -44,6 +44,20 @@ def test_alpha_is_the_variance_over_the_squared_mean():
     # w = 0.5, sigma^2 = e^-2: -2 - log 0.25 = -0.613706; a weight of 0: -10 - log 1e-8 = 8.420681
     found = noise_ratio(torch.tensor([0.5, 0.0]), torch.tensor([-2.0, -10.0]))
     torch.testing.assert_close(found, torch.tensor([-0.613706, 8.420681]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_noise_is_standard_normal_and_lies_as_what_it_is_added_to(form):
+    torch.manual_seed(0)
+    x = torch.full((10, 20, 8, 12), 7.0).to(memory_format=form)
+    noise = normal_like(x)
+    assert noise.stride() == x.stride()
+    assert (x == 7).all()
+    # 19,200 numbers: deviations 0.007, 0.005 and 0.0033.
+    assert abs(float(noise.mean())) < 0.03
+    assert float(noise.std()) == pytest.approx(1, abs=0.02)
+    assert float((noise.abs() < 1).float().mean()) == pytest.approx(0.6827, abs=0.015)
+    assert noise.unique().numel() > 19_000
 
 
 @pytest.mark.parametrize(
