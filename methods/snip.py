@@ -17,7 +17,8 @@ class SNIP(PruneAtInit):
     removing them. The images are not augmented, the regulariser does not enter, and normalisation
     uses the batch's statistics.
 
-    Differs from the paper: biases are not pruned. The paper's normalisation by the scores' sum does
+    Differs from the paper: biases are not pruned. (In the published code they are scored, and begin
+    at 0, so that every one of them is pruned.) The paper's normalisation by the scores' sum does
     not change their order and is left out.
 
     Attributes:
