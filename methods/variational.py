@@ -34,6 +34,9 @@ def divergence(log_alpha: Tensor) -> Tensor:
 def layer(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What a linear or convolutional module computes, with another weight and bias."""
     if isinstance(module, _ConvNd):
+        if weight.dim() == 4 and module.weight.stride(1) == 1:
+            # Of one input channel, what is computed from channels last is no longer so.
+            weight = weight.to(memory_format=torch.channels_last)
         return module._conv_forward(x, weight, bias)
     return functional.linear(x, weight, bias)
 

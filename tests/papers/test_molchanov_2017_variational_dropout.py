@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from methods.variational import VariationalDropout, divergence, noise_ratio, normal_like
+from methods.variational import VariationalDropout, divergence, layer, noise_ratio, normal_like
 from tests.tiny import TINY_RECIPE, started, tiny_model, tiny_trainer, train
 
 ADAM = dataclasses.replace(TINY_RECIPE, optimizer="adam", lr=0.02, momentum=0.0, nesterov=False)
@@ -58,6 +58,15 @@ def test_noise_is_standard_normal_and_lies_as_what_it_is_added_to(form):
     assert float(noise.std()) == pytest.approx(1, abs=0.02)
     assert float((noise.abs() < 1).float().mean()) == pytest.approx(0.6827, abs=0.015)
     assert noise.unique().numel() > 19_000
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_the_variance_lies_as_the_mean_does(channels, form):
+    conv = nn.Conv2d(channels, 4, 3).to(memory_format=form)
+    x = torch.rand(2, channels, 8, 8).to(memory_format=form)
+    variance = layer(conv, x.square(), conv.weight.square(), None)
+    assert variance.stride() == conv(x).stride()
 
 
 @pytest.mark.parametrize(
