@@ -84,8 +84,9 @@ class LeNet5(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (batch, classes) of images (batch, channels, height, width)."""
-        x = functional.max_pool2d(functional.relu(self.conv1(x)), 2)
-        x = functional.max_pool2d(functional.relu(self.conv2(x)), 2)
+        # The maximum of ReLUs is the ReLU of the maximum, of a quarter as many numbers.
+        x = functional.relu(functional.max_pool2d(self.conv1(x), 2))
+        x = functional.relu(functional.max_pool2d(self.conv2(x), 2))
         x = functional.relu(self.fc1(x.flatten(1)))
         return self.classifier(x)  # type: ignore[no-any-return]
 
