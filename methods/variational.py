@@ -34,7 +34,8 @@ def divergence(log_alpha: Tensor) -> Tensor:
 def layer(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What a linear or convolutional module computes, with another weight and bias."""
     if isinstance(module, _ConvNd):
-        if weight.dim() == 4 and module.weight.stride(1) == 1:
+        own = module.weight.stride()
+        if weight.dim() == 4 and own[1] == 1 and weight.stride() != own:
             # Of one input channel, what is computed from channels last is no longer so.
             weight = weight.to(memory_format=torch.channels_last)
         return module._conv_forward(x, weight, bias)
