@@ -165,8 +165,8 @@ class DeepR(Langevin, MaskedMethod):
         write_masks(state, random_scores(run), run.phase.density, self.scope)
         weights = state.weights.items()
         state.slots["sign"] = {name: torch.ones_like(w).copysign_(w) for name, w in weights}
-        numbers = {name: ranking.ones(mask).long() for name, mask in state.masks.items()}
-        state.slots["share"] = numbers
+        masks = state.masks.items()
+        state.slots["share"] = {name: ranking.ones(mask).long() for name, mask in masks}
 
     def edit_gradients(self, state: TrainState) -> None:
         """Gradient, L1 and noise for active connections, nothing for dormant ones."""

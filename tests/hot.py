@@ -60,11 +60,10 @@ class NoWaiting:
     """
 
     def __init__(self) -> None:
-        self._modes = _Operations(), _Methods()
-        self._elsewhere = mock.patch.object(ranking, "on_host", return_value=False)
+        elsewhere = mock.patch.object(ranking, "on_host", return_value=False)
+        self._modes = elsewhere, _Operations(), _Methods()
 
     def __enter__(self) -> Self:
-        self._elsewhere.start()
         for mode in self._modes:
             mode.__enter__()
         return self
@@ -72,7 +71,6 @@ class NoWaiting:
     def __exit__(self, *error: Any) -> None:
         for mode in reversed(self._modes):
             mode.__exit__(*error)
-        self._elsewhere.stop()
 
 
 class _Operations(TorchDispatchMode):
