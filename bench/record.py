@@ -277,8 +277,8 @@ class Execution:
     """How the steps of a cell were computed; sums round differently from one way to another.
 
     Attributes:
-        timing: `exclusive`: no other cell of the run had the device meanwhile, so the seconds are
-            the cell's own; `shared`: others had.
+        timing: `exclusive`: no other cell had the device meanwhile, as far as could be seen, so the
+            seconds are the cell's own; `shared`: others had, for a part of the time at least.
         stack: cells that were computed as one batched network (`run --stack`); 1: none but this.
         graph: whether steps were replayed as a CUDA graph.
         compiled: whether `torch.compile` made the forward and backward passes.

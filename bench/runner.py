@@ -42,6 +42,7 @@ from bench.errors import (
 from bench.evaluate import Evaluation, evaluate
 from bench.initial import RANDOM, first_network
 from bench.networks import make_model
+from bench.presence import Presence
 from bench.processes import end_fork, undivided
 from bench.prunable import promised, prunable_names
 from bench.recipes import Recipe
@@ -321,6 +322,8 @@ class _Attempt:
             data.close()
         if saver := getattr(self, "saver", None):
             saver.close()
+        if presence := getattr(self, "presence", None):
+            presence.close()
 
     def build(self, begun: checkpoint.Begun | None = None) -> None:
         """Makes the network and everything around it, as before the first step.
@@ -400,6 +403,9 @@ class _Attempt:
         task, key = self.task, self.task.cell.spec.key
         with task.group.in_turn(f"reading {self.number}"):
             yield from self._start_or_resume()
+        if task.group.leads:  # the other ranks are no neighbours
+            self.presence = Presence(self.device)
+        self._look_around()
         if self.apart:
             yield Note(key, f"{task.cell.label} is computed alone, not in a stack: {self.apart}.")
         if self.device.type == "cuda":
@@ -495,8 +501,15 @@ class _Attempt:
             f"{self.trainer.total_steps}; with more time it goes on from there"
         )
 
+    def _look_around(self) -> None:
+        """Remembers if other cells have the device; those of this run may be between two cells."""
+        presence = getattr(self, "presence", None)
+        if self.task.timing == "shared" or (presence is not None and presence.crowded()):
+            self.trainer.cursor.shared = True
+
     def _save(self) -> Iterator[Note]:
         """Writes a checkpoint; where it cannot be written, training is worth more than that."""
+        self._look_around()
         try:
             self.saver.save()
         except NotStored as error:
@@ -651,6 +664,7 @@ class _Attempt:
             "times": Times(0.0, 0.0, 0.0, self.started),
         }
         if trainer is not None:
+            self._look_around()
             cursor = trainer.cursor
             common |= {
                 "times": Times(
@@ -670,7 +684,7 @@ class _Attempt:
                 "mask_updates": tuple(cursor.mask_updates),
                 "last_changes": trainer.dynamics.histogram(trainer.total_steps),
                 "execution": Execution(
-                    self.task.timing,
+                    "shared" if cursor.shared else "exclusive",
                     trainer.width,
                     trainer.hot.replayed,
                     self.ways.compiled and trainer.width == 1,

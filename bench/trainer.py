@@ -64,6 +64,7 @@ class Cursor:
         updates: mask updates done; `mask_updates` are those that are kept.
         least: least validation loss in this phase.
         train_seconds: wall-clock of training, data and hooks; the hooks' part is `update_seconds`.
+        shared: whether other cells had the device for a part of it.
         phase_seconds: `train_seconds` at the end of each phase.
     """
 
@@ -78,6 +79,7 @@ class Cursor:
     train_seconds: Amount = 0.0
     update_seconds: Amount = 0.0
     eval_seconds: Amount = 0.0
+    shared: bool = False
     curve: list[CurvePoint] = field(default_factory=list)
     phases: list[PhaseResult] = field(default_factory=list)
     phase_seconds: list[Amount] = field(default_factory=list)

@@ -25,6 +25,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="not run: no CUDA device"))
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Cells of tests that run at the same time do not see each other."""
+    monkeypatch.setenv("SPARSEBENCH_DEVICES", str(tmp_path_factory.getbasetemp() / "devices"))
+
+
 @pytest.fixture
 def real_data() -> Path:
     """Folder with mnist.npz and cifar10.npz."""

@@ -82,6 +82,7 @@ ORDER = (
     "fitting",
     "checkpoint",
     "saving",
+    "presence",
     "initial",
     "sources",
     "controls",
