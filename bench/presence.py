@@ -21,6 +21,9 @@ FOLDER = "SPARSEBENCH_DEVICES"
 MOST = 4096
 """Cells of a device that can see each other: no `run` has more workers."""
 
+NO_LOCKS = (OSError, NotImplementedError)
+"""What filelock raises where files cannot be made or locked."""
+
 
 class Presence:
     """A cell that trains on a device; others of the same user can see it until it is closed.
@@ -34,9 +37,10 @@ class Presence:
     def __init__(self, device: torch.device) -> None:
         self._name = _name(device)
         self._lock: FileLock | None = None
-        with suppress(OSError):
+        with suppress(*NO_LOCKS):
             folder().mkdir(parents=True, exist_ok=True)
-            self._lock = next(filter(_taken, map(self._file, range(MOST))), None)
+            names = (folder() / f"{self._name}-{number}.lock" for number in range(MOST))
+            self._lock = next(filter(None, map(_taken, names)), None)
 
     def __enter__(self) -> Self:
         return self
@@ -54,17 +58,10 @@ class Presence:
         """Whether another cell trains on the device now."""
         if self._lock is None:
             return False
-        with suppress(OSError):
-            others = (self._file(number) for number in range(len(self._files())))
-            return any(_held(lock) for lock in others if lock.lock_file != self._lock.lock_file)
+        with suppress(*NO_LOCKS):
+            others = set(folder().glob(f"{self._name}-*.lock")) - {Path(self._lock.lock_file)}
+            return any(map(_held, others))
         return False
-
-    def _file(self, number: int) -> FileLock:
-        # The run may be measured by one thread and closed by another.
-        return FileLock(folder() / f"{self._name}-{number}.lock", thread_local=False)
-
-    def _files(self) -> list[Path]:
-        return list(folder().glob(f"{self._name}-*.lock"))
 
 
 def folder() -> Path:
@@ -82,17 +79,18 @@ def _name(device: torch.device) -> str:
     return f"cuda-{torch.cuda.get_device_properties(device).uuid}"
 
 
-def _taken(lock: FileLock) -> bool:
+def _taken(path: Path) -> FileLock | None:
+    """The file, locked; None where somebody else holds it."""
+    lock = FileLock(path, thread_local=False)  # a run may be closed by another thread
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        return False
-    return True
+        return None
+    return lock
 
 
-def _held(lock: FileLock) -> bool:
+def _held(path: Path) -> bool:
     """Whether somebody else holds it."""
-    if _taken(lock):
+    if lock := _taken(path):
         lock.release()
-        return False
-    return True
+    return lock is None
