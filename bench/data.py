@@ -119,8 +119,9 @@ class Data:
 
     Attributes:
         info: the table's entry.
-        mean: (H, W, C) of the training pixels, in [0, 255]; `std` likewise. The same at all places:
-            arithmetic with C numbers takes six times as long as with a whole image.
+        mean: (H, W, C) what is taken from pixels in [0, 255]; `std`, what they are then divided by.
+            Even where it is the same at all places, as arithmetic with C numbers takes six times as
+            long as with a whole image.
         train: images to train on; `validation` and `test` likewise. `validation` may be empty.
         known: crops of the training images that were asked for: all streams share them.
         unit: whether each image is scaled to length 1.
@@ -215,14 +216,26 @@ def _to_device(same: _Same, recipe: Recipe, device: torch.device) -> Data:
             return split(arrays.x_train, arrays.y_train)
         return split(arrays.x_train[chosen], arrays.y_train[chosen])
 
+    train = part(kept)
+    mean, std = normalisation(arrays.info, recipe, device)
+    if recipe.normalise == "mean_image":
+        mean = _mean_image(train.images)
     return Data(
         arrays.info,
-        *normalisation(arrays.info, recipe, device),
-        part(kept),
+        mean,
+        std,
+        train,
         part(held),
         split(arrays.x_test, arrays.y_test),
         unit=recipe.normalise == "unit",
     )
+
+
+def _mean_image(images: Images) -> Tensor:
+    """uint8 (N, H, W, C) -> float32 (H, W, C), on the device."""
+    assert isinstance(images, Tensor)
+    mean = images.cpu().numpy().mean(0, dtype=np.float64)  # torch would copy all as float64 first
+    return torch.from_numpy(mean.astype(np.float32)).to(images.device)
 
 
 def split_indices(

@@ -47,7 +47,8 @@ class Description:
         dataset: for people; `data_hash` is its content.
         mean: per channel, of training pixels scaled to [0, 1]; `std` likewise.
         normalise: whether the network wants (pixel / 255 - mean) / std; else pixel / 255; `unit`:
-            image / its length. None where the recipe is not known.
+            image / its length; `mean_image`: pixel / 255, less the mean of the images to train on.
+            None where the recipe is not known.
         weights_hash: of the tensors, see `bench.checkpoint.tensor_hash`.
         kept: of a compact network, what `bench.compact.rebuild` makes it from; None for others.
     """
@@ -62,7 +63,7 @@ class Description:
     data_hash: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    normalise: bool | Literal["unit"] | None
+    normalise: bool | Literal["unit", "mean_image"] | None
     weights_hash: str
     kept: dict[str, dict[str, list[int]]] | None = None
 

@@ -63,7 +63,8 @@ class Recipe:
         rotate: degrees by which an image is turned at most, to either side.
         normalise: whether pixels get mean 0 and variance 1 by the training set's figures; else they
             are scaled to [0, 1]. `unit`: each image is scaled to length 1, as Keras's `normalize`
-            does with flat images.
+            does with flat images. `mean_image`: scaled to [0, 1], less the mean of the images to
+            train on, pixel by pixel.
         initialisation: of random weights: `model` leaves them as the model draws them; see
             `models.initialise` for the others.
         image_size: side in pixels of the square that images of a folder are made into; other data
@@ -100,7 +101,7 @@ class Recipe:
     schedule_options: Keywords = ()
     label_smoothing: float = 0.0
     rotate: float = 0.0
-    normalise: bool | Literal["unit"] = True
+    normalise: bool | Literal["unit", "mean_image"] = True
     initialisation: Literal["model", "glorot_normal", "he_fan_out", "lecun_normal", "normal"] = (
         "model"
     )

@@ -170,6 +170,12 @@ def _check_recipe(recipe: Recipe, suite: Suite) -> None:
             f"{where}: does not say image_size, the side in pixels of the squares that the images "
             f"of {suite.dataset} are made into. Add a line such as image_size = 224."
         )
+    elif recipe.normalise == "mean_image":
+        raise SuiteError(
+            f'{where}: normalise = "mean_image" is for arrays of pixels; the images of '
+            f"{suite.dataset} are normalised channel by channel (true), scaled (false), or "
+            'made of length 1 ("unit").'
+        )
     else:
         streaming.check(recipe, where)
 

@@ -306,6 +306,17 @@ def test_images_of_length_one_are_what_keras_makes_of_flat_ones():
     assert not images[3].any()
 
 
+def test_the_mean_image_is_that_of_the_images_to_train_on():
+    used = data(recipe(normalise="mean_image", validation=5))
+    train = used.train.images.numpy().astype(np.float64)
+    assert len(train) == len(arrays().x_train) - 5
+    for split in (used.train, used.validation, used.test):
+        wanted = (split.images.numpy() - train.mean(0)) / 255
+        found = used.normalise(split.images).permute(0, 2, 3, 1).numpy()
+        assert np.abs(found - wanted).max() < 1e-6
+    assert np.abs(used.normalise(used.train.images).mean(0).numpy()).max() < 1e-6
+
+
 def test_a_quarter_turn_is_that_of_numpy():
     square = torch.from_numpy(arrays(3).x_train[:, :5])
     turned = rotated(square, torch.tensor([90.0, -90.0, 0.0]))

@@ -691,6 +691,7 @@ def test_a_file_that_is_damaged_in_the_meantime_fails_the_cell_by_name(images, t
     ("text", "piece"),
     [
         (RECIPE.replace("image_size = 16", ""), "recipe own.toml: does not say image_size"),
+        (f'{RECIPE}\nnormalise = "mean_image"', 'normalise = "mean_image" is for arrays of pixels'),
         (RECIPE.replace("crop = 1", "crop = 16"), "crop = 16 is too much for images of 16x16"),
         (f'{RECIPE}\nauto_augment = "bogus"', "auto_augment = 'bogus': timm cannot make that"),
         (RECIPE.replace("validation = 8", "validation = 75"), "80 training images less 75"),

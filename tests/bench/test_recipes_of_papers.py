@@ -71,6 +71,7 @@ LECUN = (("initialisation", "lecun_normal"),)
 SMALL = (("initialisation", "normal"),)
 UNIT = (("normalise", False),)
 LENGTH = (("normalise", "unit"),)
+CENTRED = (("normalise", "mean_image"),)
 FOLDER = (("image_size", 224), ("area", (0.08, 1.0)), ("flip", True))
 ZERO, REFLECT = "zero 4 flip", "reflect 4 flip"
 
@@ -279,10 +280,17 @@ TABLE = {
     "l0-lenet5": Row(MNIST, 120_000, 100, constant(1e-3), (), "adam", 5e-4, more=UNIT),
     "l0-wrn": Row(CIFAR, 78_000, 128, *wrn(390), NEST, 5e-4, ZERO),
     "vd-lenet": Row(
-        MNIST, 120_000, 100, lambda k: 1e-3 * (1 - k / 120_000), (), "adam", 0, more=UNIT
+        MNIST,
+        120_000,
+        100,
+        lambda k: 1e-3 * (1 - k / 120_000),
+        (),
+        "adam",
+        0,
+        more=(*CENTRED, *SMALL),
     ),
     "vd-lenet-300": Row(
-        MNIST, 120_000, 100, vd_half(1e-3, 600), (), "adam", 0, more=(*UNIT, *SMALL)
+        MNIST, 120_000, 100, vd_half(1e-3, 600), (), "adam", 0, more=(*CENTRED, *SMALL)
     ),
     "vd-vgg": Row(CIFAR, 100_000, 100, vd_half(1e-5, 500), (), "adam", 0),
     "sfp-resnet": Row(
