@@ -96,7 +96,7 @@ class VariationalDropout(PenaltyMethod):
         log_sigma2_init: at first (published code: -10).
         threshold: log alpha at which a weight is dropped (paper: 3).
         train_clip: means of weights at or above the threshold are left out in training too, but not
-            their noise (published code, for LeNet-300-100).
+            their noise (published code, for its LeNets).
     """
 
     paper: ClassVar[str] = "arXiv:1701.05369"
