@@ -14,6 +14,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 
+from bench import presence
 from bench.errors import BenchError
 
 CHANGES = {"os.mkdir", "os.rename", "os.link", "os.symlink", "os.remove", "os.rmdir", "os.truncate"}
@@ -75,7 +76,7 @@ def fuzz(inputs: SearchStrategy[Any], examples: int, check: Callable[[Any, Tally
 class _Watch:
     """The folder in which files may change, while anybody asks; an audit hook stays for ever."""
 
-    allowed: str | None = None
+    allowed: tuple[str, ...] | None = None
     outside: list[str]
 
 
@@ -94,14 +95,18 @@ def _look(event: str, arguments: tuple[Any, ...]) -> None:
         if isinstance(path, str | bytes | os.PathLike):
             place = str(Path(os.fsdecode(path)).resolve())
             own = any(part in place for part in CACHES)
-            if not own and not place.startswith((_Watch.allowed, "/dev/")):
+            if not own and not place.startswith(_Watch.allowed):
                 _Watch.outside.append(f"{event} {place}")
 
 
 @contextmanager
 def only_inside(folder: Path) -> Iterator[None]:
-    """Fails where a file outside a folder was written, made, renamed or deleted."""
-    _Watch.outside, _Watch.allowed = [], str(folder.resolve()) + os.sep
+    """Fails where a file outside a folder was written, made, renamed or deleted.
+
+    But for those by which runs see each other.
+    """
+    inside = (str(folder.resolve()) + os.sep, str(presence.folder().resolve()), "/dev/")
+    _Watch.outside, _Watch.allowed = [], inside
     try:
         yield
     finally:
