@@ -12,11 +12,11 @@ from bench.errors import RecordError
 from bench.leases import Lease, Leases
 from bench.live import name
 from bench.record import FINAL, Record, Status
-from bench.runner import Elsewhere, Event, Finished, Note, Stopped, Task
 from bench.signals import stop_requested
 from bench.sources import usable
 from bench.store import Store
 from bench.sweep import leftovers
+from bench.task import Elsewhere, Event, Finished, Note, Stopped, Task
 
 FINE: tuple[Status, ...] = ("ok", "skipped")
 """What no exit status tells of."""

@@ -205,7 +205,7 @@ def run(
 
         from bench import distributed, launch
         from bench.determinism import wants_strict
-        from bench.runner import Ways
+        from bench.task import Ways
 
         group = distributed.meet(device)
         with group.in_turn("resolving"):
@@ -267,7 +267,7 @@ def export(
     A compact network is written only if its outputs are those of the masked one.
     """
     from bench.export import export as write
-    from bench.runner import set_up_process
+    from bench.process_settings import set_up_process
     from bench.store import find
 
     path = find(records, cell)
@@ -303,7 +303,7 @@ def evaluate(
     """
     from bench import launch
     from bench.exported import evaluate_export, read_record
-    from bench.runner import set_up_process
+    from bench.process_settings import set_up_process
 
     set_up_process(read_record(folder).environment.threads)  # sums depend on it
     device = launch.usable_device(device)
@@ -338,7 +338,7 @@ def latency(
     from bench import launch
     from bench.latency import latency as measure
     from bench.latency import table
-    from bench.runner import set_up_process
+    from bench.process_settings import set_up_process
     from bench.store import find
 
     path = find(records, cell)
@@ -380,7 +380,7 @@ def profile(
     """
     from bench import launch, profiling
     from bench import suite as suites
-    from bench.runner import set_up_process
+    from bench.process_settings import set_up_process
     from bench.store import find
 
     if what in suites.names() or what.endswith(".toml"):
@@ -646,7 +646,7 @@ def conform(
     """
     from bench.conformance import check_method
     from bench.interface import load
-    from bench.runner import set_up_process
+    from bench.process_settings import set_up_process
 
     set_up_process(threads=1)
     report = check_method(load(method))

@@ -23,8 +23,9 @@ from bench.errors import CellError
 from bench.evaluate import chunk_size, evaluate
 from bench.optimize import Advance
 from bench.resolve import load_data
-from bench.runner import Finished, Task, moments
+from bench.runner import moments
 from bench.step import Step
+from bench.task import Finished, Task
 from bench.trainer import Trainer
 from methods.api import Phase, SparsityMethod
 

@@ -26,9 +26,10 @@ from bench.cell_queue import Queue
 from bench.environment import environment
 from bench.live import name
 from bench.packing import packing
+from bench.process_settings import set_up_process
 from bench.record import SCHEMA, Record, Status, Times
-from bench.runner import Event, Finished, Note, Stopped, Task, set_up_process
 from bench.store import Store
+from bench.task import Event, Finished, Note, Stopped, Task
 from bench.together import Take, run_cells
 
 BUSY_SECONDS = 0.5

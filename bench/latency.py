@@ -31,8 +31,8 @@ from bench.finished import (
     masked_network,
     plain_network,
 )
+from bench.process_settings import keep_memory
 from bench.record import Environment, Record
-from bench.runner import keep_memory
 
 Run = Callable[[], object]
 Timer = Callable[[Run], float]

@@ -20,24 +20,14 @@ from bench.distributed import Group
 from bench.errors import UsageError
 from bench.executors import LATE_SECONDS, Executor, InThisProcess, Workers, local, perform
 from bench.live import View
+from bench.process_settings import set_up_process
 from bench.processes import cores, end_at_once
 from bench.record import Timing
 from bench.resolve import Plan
-from bench.runner import (
-    ALONE,
-    Elsewhere,
-    Event,
-    Finished,
-    Note,
-    Progress,
-    Stopped,
-    Task,
-    Ways,
-    set_up_process,
-)
 from bench.sources import SourceFiles, settled
 from bench.store import Cell, Store
 from bench.sweep import sweep
+from bench.task import ALONE, Elsewhere, Event, Finished, Note, Progress, Stopped, Task, Ways
 from bench.together import run_cell
 
 DONE, CELL_FAILED, CELLS_LEFT = 0, 1, 5

@@ -15,8 +15,8 @@ from bench.data import Data, to_device
 from bench.datasets import Arrays, DatasetInfo
 from bench.errors import BenchError, SuiteError
 from bench.networks import make_model
+from bench.process_settings import set_up_process
 from bench.recipes import Recipe
-from bench.runner import set_up_process
 from bench.scrutiny import finished
 from bench.trial import train, trainer_of
 from methods import METHODS, get_method

@@ -28,8 +28,8 @@ from bench.finished import find_recipe
 from bench.initial import PRETRAINED, RANDOM
 from bench.record import Environment
 from bench.resolve import Plan
-from bench.runner import Task, Ways
 from bench.store import Cell, Manifest, read
+from bench.task import Task, Ways
 
 DENSE = "dense"
 LEAST_ROUNDS, MOST_ROUNDS, LEAST_SLICE = 10, 60, 20

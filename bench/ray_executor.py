@@ -22,7 +22,8 @@ from bench.cell_queue import Queue
 from bench.determinism import WORKSPACE, WORKSPACES
 from bench.errors import UsageError
 from bench.executors import ended
-from bench.runner import Event, Finished, Stopped, Task, set_up_process
+from bench.process_settings import set_up_process
+from bench.task import Event, Finished, Stopped, Task
 from bench.together import run_cell
 
 OBJECT_STORE_BYTES = 100 * 2**20

@@ -26,8 +26,8 @@ from bench.profiling import of_record
 from bench.recipes import Recipe
 from bench.record import Environment, Execution, Record
 from bench.resolve import Plan, load_data, resolve
-from bench.runner import Ways
 from bench.store import Store, read
+from bench.task import Ways
 
 FOLDER = "reproduced"
 """Where the printed command writes: beside the records, not over them."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import functools
 import inspect
 import math
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
@@ -22,13 +20,12 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from bench import checkpoint, sources
+from bench import checkpoint, inspection, sources
 from bench.capture import Captured
-from bench.compact import compact_counts
-from bench.counting import count_layers, count_totals
+from bench.counting import count_layers
 from bench.determinism import equal_bits, level
-from bench.distributed import Group, Pace
-from bench.environment import commit, environment
+from bench.distributed import Pace
+from bench.environment import environment
 from bench.errors import (
     CheckpointError,
     ContractBroken,
@@ -40,23 +37,20 @@ from bench.errors import (
     TimedOut,
 )
 from bench.evaluate import Evaluation, evaluate
-from bench.initial import RANDOM, first_network
+from bench.initial import first_network
 from bench.networks import make_model
 from bench.presence import Presence
 from bench.processes import end_fork, undivided
-from bench.prunable import promised, prunable_names
-from bench.recipes import Recipe
+from bench.prunable import prunable_names
 from bench.record import (
     SCHEMA,
     Counts,
     Execution,
-    Expected,
     LayerCount,
     PhaseResult,
     Record,
     Status,
     Times,
-    Timing,
     one_line,
     told,
 )
@@ -65,164 +59,18 @@ from bench.saving import Saver, check_device, check_disk
 from bench.seeds import derive
 from bench.sharing import SharedStep
 from bench.signals import interrupted, stop_requested
-from bench.sources import SourceFiles
 from bench.stack import stackable
 from bench.step import Step, set_precision
-from bench.store import Cell, write_atomically
+from bench.store import write_atomically
 from bench.streaming import to_device
+from bench.task import Event, Finished, Note, Progress, Stopped, Task
 from bench.trainer import Ended, Tensors, Trainer
 from methods.allocation import keep_count
-from methods.masking import GROWN
 
 PROGRESS_SECONDS = 0.5
-CHANCE_FACTOR = 1.5
-"""A final accuracy below this multiple of chance counts as diverged: the papers' `*`."""
-
 
 NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 """What torch says in plain RuntimeErrors: its allocator on the CPU, CUDA, and its libraries."""
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Parameters of glibc's `mallopt`, from its malloc.h."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ways:
-    """How steps may be computed; none changes what is computed, but for rounding.
-
-    Attributes:
-        stack: cells that are computed as one batched network; 1: each alone.
-        graph: replays steps as a CUDA graph, on a GPU.
-        compiled: `torch.compile` makes the forward and backward passes.
-        strict: a GPU computes by algorithms that give the same bits each time.
-    """
-
-    stack: int = 1
-    graph: bool = True
-    compiled: bool = False
-    strict: bool = False
-
-
-ALONE = Ways()
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A cell with all that a process needs to run it.
-
-    Attributes:
-        data: folder of the data sets.
-        checkpoint: file of the unfinished run; `weights`, of the finished network; `masks`, folder
-            of those of measured phases.
-        device: as torch names it.
-        checkpoint_seconds: wall-clock between checkpoints.
-        deadline: of `time.monotonic`, by which all is to be saved; infinity: never.
-        timeout_seconds: of training and tests, in all tries together, as the record's times count
-            them; then the cell is saved and gives up.
-        source: files of the cell's source, if it names one.
-        init: where the first weights come from, see `bench.initial`.
-        start: folder from which a relative path of the data set starts.
-        decoders: processes that decode images.
-        ways: how its steps are computed, where the cell allows it.
-        timing: whether other cells of the run use the device meanwhile.
-        group: processes that train it together, see `bench.distributed`.
-    """
-
-    cell: Cell
-    suite: str
-    recipe: Recipe
-    data: Path
-    checkpoint: Path
-    weights: Path
-    masks: Path
-    device: str
-    checkpoint_seconds: float
-    deadline: float
-    source: SourceFiles | None = None
-    init: str = RANDOM
-    start: Path = Path()
-    decoders: int = 1
-    ways: Ways = ALONE
-    timing: Timing = "exclusive"
-    timeout_seconds: float = math.inf
-    group: Group = Group()  # noqa: RUF009  frozen
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Steps done of a cell that is training."""
-
-    key: str
-    done: int
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Something that people should know, while the cell goes on."""
-
-    key: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """The cell is saved, and goes on when it is run again.
-
-    Attributes:
-        late: the deadline came, so that no other cell should begin; else somebody asked to stop.
-    """
-
-    key: str
-    done: int
-    late: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The cell has its record."""
-
-    key: str
-    record: Record
-
-
-@dataclass(frozen=True, slots=True)
-class Elsewhere:
-    """Another runner of the folder has finished the cell meanwhile."""
-
-    key: str
-    record: Record
-
-
-Event = Progress | Note | Stopped | Finished | Elsewhere
-
-
-def keep_memory() -> None:
-    """Has the C library keep what is freed, in this process and from now on; glibc only.
-
-    Else large tensors go back to the system after each layer and come as fresh pages for the next:
-    on a CPU that costs a fifth of a training step, and up to half of a forward pass, in one network
-    and not in its twin.
-    """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(library, "mallopt"):
-        assert library is not None
-        library.mallopt(M_MMAP_MAX, 0)
-        library.mallopt(M_TRIM_THRESHOLD, -1)
-
-
-def set_up_process(threads: int) -> None:
-    """Settings that a process takes before its first cell.
-
-    Args:
-        threads: of the CPU. Sums depend on it, so it is recorded; 1 gives the same bits anywhere
-            on one kind of processor.
-    """
-    torch.set_num_threads(threads)
-    # Weights that shrink to denormals make steps 2 to 3 times slower.
-    torch.set_flush_denormal(True)
-    keep_memory()
-    commit()  # of the code as it was imported, not as it may be once a cell is done
 
 
 def moments(task: Task) -> Generator[Event | Trainer, None, None]:
@@ -342,7 +190,7 @@ class _Attempt:
         self.method = make_method(spec.method, dict(spec.options), spec.slug)
         self.info = arrays.info
         model = self.first_model()
-        self.structure = _structure(model)
+        self.structure = inspection.structure(model)
         self.names = prunable_names(model, self.method, spec.prunable, spec.sparsity)
         self.close()  # of a try before this one
         self.data = to_device(arrays, task.recipe, self.device, task.decoders)
@@ -545,15 +393,13 @@ class _Attempt:
     def _measured(self, ended: Ended) -> PhaseResult:
         result = self.trainer.cursor.phases[ended.index]
         model, found = self._tested(ended.end)
-        counts = self._counts(
-            model, count_layers(model, self.data.info.shape, self.names, live=True)
-        )
+        counts = self._counts(model, self._layers(model))
         asked = self.trainer.plan[ended.index].density
         if asked is not None:
             counts = dataclasses.replace(counts, target_nonzero=keep_count(counts.prunable, asked))
         elif self.density is not None and result.density == 1:
             counts = dataclasses.replace(counts, target_nonzero=counts.prunable)
-        status, reason = self._judged(found, counts)
+        status, reason = inspection.judge(found, counts, self.info.classes)
         least = result.least
         if least is not None and ended.least is not None:
             _, at_least = self._tested(ended.least)
@@ -593,16 +439,17 @@ class _Attempt:
             Diverged: its outputs are not finite.
         """
         trained = self.trainer.state.model
-        if _structure(trained) != self.structure:
+        if inspection.structure(trained) != self.structure:
             raise ContractBroken(
                 "the finished network has other modules or tensors than the plain one"
             )
         model, found = self._tested(trained.state_dict())
         if not math.isfinite(found.loss):
             raise Diverged("the finished network's outputs are not finite")
-        layers = count_layers(model, self.data.info.shape, self.names, live=True)
+        layers = self._layers(model)
         counts = self._counts(model, layers)
-        status, reason = self._judged(found, counts)
+        status, reason = inspection.judge(found, counts, self.info.classes)
+        chances = self.trainer.open_probability
         # Tied weights share memory, which safetensors refuses: hence the copies.
         tensors = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
         if self.task.group.leads:
@@ -617,37 +464,8 @@ class _Attempt:
             counts=counts,
             layers=layers,
             weights_hash=checkpoint.tensor_hash(tensors),
-            expected=self._expected(layers),
+            expected=None if chances is None else inspection.expected(chances, layers),
         )
-
-    def _judged(self, found: Evaluation, counts: Counts) -> tuple[Status, str]:
-        """Status of a network, and why."""
-        if counts.target_nonzero not in (None, counts.prunable_nonzero):
-            return "invalid", (
-                f"{counts.prunable_nonzero} prunable weights are not zero, but "
-                f"{counts.target_nonzero} were asked for"
-            )
-        if counts.filters is not None and counts.filters[1] != counts.filters[2]:
-            return "invalid", (
-                f"{counts.filters[2]} filters are not zero, but {counts.filters[1]} were asked for"
-            )
-        if not math.isfinite(found.loss):
-            return "diverged", "the network's outputs are not finite"
-        if found.top1 < CHANCE_FACTOR * 100 / self.data.info.classes:
-            return "diverged", f"accuracy {found.top1:.2f} % is under {CHANCE_FACTOR} times chance"
-        return "ok", ""
-
-    def _expected(self, layers: tuple[LayerCount, ...]) -> Expected | None:
-        """Expected non-zeros and MACs under the method's gates, if it has any."""
-        chances = self.trainer.open_probability
-        if chances is None:
-            return None
-        l0 = {name: float(chance.double().sum()) for name, chance in chances.items()}
-        macs = sum(
-            layer.dense_macs * l0[layer.name] / layer.weights if layer.name in l0 else layer.macs
-            for layer in layers
-        )
-        return Expected(sum(l0.values()), macs)
 
     def record(self, status: Status, reason: str, **measured: Any) -> Record:
         """A record of this try, with whatever was measured."""
@@ -702,39 +520,13 @@ class _Attempt:
         broken = status in ("failed", "out-of-memory")
         return ended if broken else ended + self.trainer.meter.end_phase(cursor.total)
 
-    def _counts(self, model: nn.Module, layers: tuple[LayerCount, ...]) -> Counts:
-        totals = count_totals(model, layers)
-        weights = {name: model.get_parameter(name).detach() for name in self.names}
-        prunable = sum(weight.numel() for weight in weights.values())
-        density = promised(self.method, self.density)
-        target = None if density is None else keep_count(prunable, density)
-        nonzero = {name: int(weight.count_nonzero()) for name, weight in weights.items()}
-        grown = sum(int((weight.abs() <= GROWN).sum()) for weight in weights.values())
-        zeros = prunable - sum(nonzero.values())
-        live = [line.live for line in layers if line.prunable and line.live is not None]
-        return Counts(
-            parameters=totals.parameters,
-            nonzero=totals.nonzero,
-            prunable=prunable,
-            target_nonzero=target,
-            prunable_nonzero=sum(nonzero.values()),
-            idle=grown - zeros,
-            dense_macs=totals.dense_macs,
-            macs=totals.macs,
-            dead=tuple(name for name, count in nonzero.items() if count == 0),
-            filters=self._filters(weights) if self.method.controls == "filters" else None,
-            elementwise=totals.elementwise,
-            live=sum(live) if live else None,
-            live_macs=totals.live_macs,
-            compact=compact_counts(model, self.info.shape) if self.method.cuttable else None,
-        )
+    def _layers(self, model: nn.Module) -> tuple[LayerCount, ...]:
+        return count_layers(model, self.info.shape, self.names, live=True)
 
-    def _filters(self, weights: Tensors) -> tuple[int, int, int]:
-        """Filters of the prunable weights: all, asked to remain, with a weight that is not zero."""
-        assert self.density is not None
-        total = sum(len(weight) for weight in weights.values())
-        left = sum(int(weight.flatten(1).any(dim=1).sum()) for weight in weights.values())
-        return total, keep_count(total, self.density), left
+    def _counts(self, model: nn.Module, layers: tuple[LayerCount, ...]) -> Counts:
+        return inspection.counts(
+            model, layers, self.names, self.method, self.density, self.info.shape
+        )
 
     @contextmanager
     def _evaluation_clock(self) -> Iterator[None]:
@@ -754,9 +546,3 @@ def _stored(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise NotStored(f"{path}: cannot be written ({error.strerror or error})") from error
-
-
-def _structure(model: nn.Module) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
-    """Module types and tensor shapes by name; what a method may not change."""
-    modules = {name: type(module).__qualname__ for name, module in model.named_modules()}
-    return modules, {name: tuple(value.shape) for name, value in model.state_dict().items()}

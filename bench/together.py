@@ -16,9 +16,10 @@ import torch
 
 from bench import checkpoint
 from bench.packing import SETTLED, Fixed, Packing
-from bench.runner import Event, Task, ends_run, moments
+from bench.runner import ends_run, moments
 from bench.stack import Stack, group, stackable
 from bench.step import precision
+from bench.task import Event, Task
 from bench.trainer import Trainer
 
 Take = Callable[[Task | None], Task | None]

@@ -23,9 +23,9 @@ from bench import suite
 from bench.executors import execute
 from bench.record import Record
 from bench.resolve import Plan, resolve
-from bench.runner import Finished, Task
 from bench.spec import BudgetSpec, CellSpec
 from bench.store import Store
+from bench.task import Finished, Task
 from methods import METHODS, MethodInfo
 from methods.api import Controls, SparsityMethod
 

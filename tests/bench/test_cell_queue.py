@@ -16,10 +16,10 @@ from bench.executors import InThisProcess, Workers, ended, perform
 from bench.leases import Leases
 from bench.ray_executor import OnRay
 from bench.record import Status, encode
-from bench.runner import Event, Finished, Note, Progress, Stopped, Task
 from bench.sources import SourceFiles
 from bench.spec import CellSpec
 from bench.store import Store
+from bench.task import Event, Finished, Note, Progress, Stopped, Task
 from tests.bench.cells import by_key, forking, plan_of, stored, tasks_of, train, write_suite
 
 METHODS = "[methods.dense]\n[methods.rigl]\n[methods.dpf]\n[methods.one_shot]"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bench import runner, suite
+from bench import inspection, suite
 from bench.datasets import DATASETS
 from bench.errors import SuiteError
 from bench.launch import CELL_FAILED, DONE, Settings, left, train, verdict, without_lost
@@ -351,7 +351,7 @@ def test_a_seed_whose_source_diverged_is_skipped_beside_one_that_is_not(tmp_path
 
 
 def test_initial_weights_are_the_seeds_and_others_where_re_initialised(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "CHANCE_FACTOR", 0.0)  # nothing is learnt
+    monkeypatch.setattr(inspection, "CHANCE_FACTOR", 0.0)  # nothing is learnt
     recipe = write_recipe(tmp_path, "batch = 50\nlr = 1e-30")
     asked = {"recipe": recipe, "seeds": "[3]", "budget": "{ steps = 2 }"}
     plan = plan_with(tmp_path, "[methods.dpf]", **asked)

@@ -7,8 +7,9 @@ import torch
 
 from bench.determinism import WORKSPACE, _Switches, equal_bits, level, wants_strict
 from bench.errors import UsageError
-from bench.runner import Ways, moments
+from bench.runner import moments
 from bench.store import Store
+from bench.task import Ways
 from tests.bench.cells import plan_of, tasks_of, train_one, write_suite
 
 

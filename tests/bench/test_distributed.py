@@ -27,11 +27,11 @@ from bench.launch import Settings
 from bench.prunable import prunable_names
 from bench.recipes import Recipe
 from bench.record import Record
-from bench.runner import Finished, Ways
 from bench.sharing import SharedStep, draws_weights, plain_batch_norm, whole_batch_norm
 from bench.signals import listen, request
 from bench.step import Step
 from bench.store import Store
+from bench.task import Finished, Ways
 from bench.together import run_cell
 from bench.trainer import Trainer
 from methods import get_method

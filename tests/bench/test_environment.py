@@ -13,8 +13,8 @@ import torch
 
 from bench import environment as module
 from bench.environment import environment
+from bench.process_settings import set_up_process
 from bench.record import Environment
-from bench.runner import set_up_process
 
 
 @pytest.fixture(autouse=True)

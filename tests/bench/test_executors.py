@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from bench import executors, runner
+from bench import executors
 from bench.cell_queue import Queue
 from bench.checkpoint import FORMAT
 from bench.cli import main
 from bench.errors import RecordError
 from bench.executors import execute
 from bench.leases import Leases
-from bench.runner import Elsewhere, Event, Finished, Stopped
 from bench.store import Store
+from bench.task import Elsewhere, Event, Finished, Progress, Stopped
 from tests.bench.cells import (
     Command,
     by_key,
@@ -85,7 +85,7 @@ def test_a_worker_that_is_killed_costs_its_cell_and_no_other(tmp_path, quick_wor
         events = []
         for event in execute(tasks, store, workers=2, threads=1):
             events.append(event)
-            if not victim and isinstance(event, runner.Progress):
+            if not victim and isinstance(event, Progress):
                 (worker,) = (w for w in started if event.key in w.tasks)
                 victim = worker.tasks[event.key].cell.label
                 os.kill(worker.process.pid, signal.SIGKILL)
@@ -109,7 +109,7 @@ def test_a_worker_whose_parent_is_gone_stops_in_the_middle_of_its_cell(tmp_path,
     worker = executors._start_worker(threads=1)
     assert worker.connection.recv() == executors._Wanted(None)
     worker.connection.send(task)
-    assert isinstance(worker.connection.recv(), runner.Progress)
+    assert isinstance(worker.connection.recv(), Progress)
     worker.connection.close()
     worker.process.join(10)
     assert worker.process.exitcode == 0

@@ -26,9 +26,9 @@ from bench.errors import BenchError, DataError, SuiteError
 from bench.evaluate import evaluate
 from bench.folders import Folder
 from bench.recipes import Recipe
-from bench.runner import Finished, Progress, Task
 from bench.store import Store
 from bench.streaming import Decoders, Files, Making, decoded, to_device
+from bench.task import Finished, Progress, Task
 from bench.together import run_cell
 from tests.bench.cells import (
     forking,

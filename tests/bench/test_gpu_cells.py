@@ -12,8 +12,8 @@ from bench.launch import Settings, train
 from bench.packing import Fixed, Packing, packing
 from bench.record import Record
 from bench.resolve import Plan
-from bench.runner import Finished, Ways
 from bench.store import Store
+from bench.task import Finished, Ways
 from bench.together import run_cells
 from methods import METHODS
 from tests.bench.cells import by_key, plan_of, tasks_of, toml, write_recipe

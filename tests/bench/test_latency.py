@@ -241,7 +241,7 @@ def test_a_two_of_four_network_takes_part_where_there_are_kernels(call, records,
 def test_a_large_tensor_gets_the_pages_that_the_last_one_left():
     code = """
 import resource, torch
-from bench.runner import keep_memory
+from bench.process_settings import keep_memory
 torch.set_num_threads(1)
 def pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -12,8 +12,8 @@ import torch
 
 from bench import presence, signals
 from bench.presence import Presence
-from bench.runner import Stopped
 from bench.store import Store
+from bench.task import Stopped
 from bench.together import run_cell
 from tests.bench.cells import ROOT, plan_of, tasks_of, write_suite
 from tests.bench.test_runner import asked_after

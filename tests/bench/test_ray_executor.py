@@ -10,9 +10,9 @@ import pytest
 from bench import launch, ray_executor
 from bench.errors import UsageError
 from bench.ray_executor import OnRay
-from bench.runner import Ways
 from bench.sources import SourceFiles
 from bench.store import Store
+from bench.task import Ways
 from tests.bench.cells import plan_of, tasks_of, write_suite
 
 

@@ -22,9 +22,9 @@ from bench.datasets import DATASETS
 from bench.launch import CELL_FAILED, DONE, Settings, chosen, left, train, verdict
 from bench.networks import probe
 from bench.record import landed
-from bench.runner import Finished, Stopped
 from bench.sources import read_masks
 from bench.store import Store
+from bench.task import Finished, Stopped
 from bench.together import run_cell
 from bench.trainer import Trainer
 from methods.masking import PruneAtInit

@@ -26,9 +26,9 @@ from bench.checkpoint import tensor_hash
 from bench.data import Split
 from bench.executors import execute
 from bench.record import PhaseResult, decode
-from bench.runner import Finished, Note, Progress, Stopped, Ways
 from bench.saving import Saver
 from bench.store import Store
+from bench.task import Finished, Note, Progress, Stopped, Ways
 from bench.together import run_cell
 from bench.trainer import Trainer
 from methods.api import Cadence, Phase, SparsityMethod

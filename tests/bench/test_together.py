@@ -12,8 +12,8 @@ from bench.errors import UsageError
 from bench.executors import execute
 from bench.launch import Settings, places, train
 from bench.packing import Fixed
-from bench.runner import Finished, Note, Stopped, Ways
 from bench.store import Store
+from bench.task import Finished, Note, Stopped, Ways
 from bench.together import run_cell, run_cells
 from methods.api import Phase, SparsityMethod
 from tests.bench.cells import (

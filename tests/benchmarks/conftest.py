@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.runner import set_up_process
+from bench.process_settings import set_up_process
 from tests.benchmarks import ratios
 
 FOUND = pytest.StashKey[dict[str, float]]()

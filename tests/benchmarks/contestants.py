@@ -87,8 +87,9 @@ def ours(tick: Tick, case: Case, data: Path, precision: str = "", stack: int = 1
     """
     from bench import suite
     from bench.packing import Fixed
+    from bench.process_settings import keep_memory
     from bench.resolve import resolve
-    from bench.runner import Finished, Task, Ways, keep_memory
+    from bench.task import Finished, Task, Ways
     from bench.together import run_cells
 
     keep_memory()
@@ -143,7 +144,7 @@ def bare(tick: Tick, case: Case, data: Path) -> None:
     import torch
     from torch.nn import functional
 
-    from bench.runner import keep_memory
+    from bench.process_settings import keep_memory
     from models import create_model
 
     keep_memory()
@@ -184,7 +185,7 @@ def passes(tick: Tick, case: Case, data: Path) -> None:
     import torch
     from torch.nn import functional
 
-    from bench.runner import keep_memory
+    from bench.process_settings import keep_memory
     from models import create_model
 
     keep_memory()

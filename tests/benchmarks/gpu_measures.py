@@ -32,9 +32,10 @@ from bench.packing import Fixed, packing
 from bench.prunable import prunable_names, shapes
 from bench.recipes import Recipe
 from bench.resolve import Plan, resolve
-from bench.runner import Finished, Progress, Stopped, Ways, moments
+from bench.runner import moments
 from bench.step import Step, set_precision
 from bench.store import Store
+from bench.task import Finished, Progress, Stopped, Ways
 from bench.together import run_cells
 from bench.trainer import Trainer
 from methods import METHODS, get_method

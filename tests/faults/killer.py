@@ -26,6 +26,7 @@ from typing import Any
 from torch.overrides import TorchFunctionMode
 
 from bench import checkpoint, executors, ray_executor, runner, together
+from bench.task import Task
 from bench.trainer import Trainer
 from tests.bench.cells import Command
 
@@ -201,7 +202,7 @@ class _Heeding:
         moments, steps, write = together.moments, Trainer.moments, checkpoint.write
         make_method, evaluate = runner.make_method, runner.evaluate
 
-        def watched(task: runner.Task) -> Generator[Any, None, None]:
+        def watched(task: Task) -> Generator[Any, None, None]:
             self.key = task.cell.spec.key
             # Where the record lies, seen from the weights of the cell.
             record = task.weights.parent.parent / f"{task.weights.stem}.json"

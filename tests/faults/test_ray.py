@@ -16,9 +16,9 @@ from bench.cell_queue import Queue
 from bench.determinism import WORKSPACE
 from bench.executors import perform
 from bench.ray_executor import OnRay
-from bench.runner import Event, Finished, Note, Progress, Stopped, Ways
 from bench.signals import listen, request
 from bench.store import Store
+from bench.task import Event, Finished, Note, Progress, Stopped, Ways
 from tests.bench.cells import (
     ROOT,
     by_key,

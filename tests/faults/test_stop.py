@@ -19,9 +19,10 @@ import pytest
 
 from bench import checkpoint, saving
 from bench.distributed import Group
-from bench.runner import Note, Stopped, moments
+from bench.runner import moments
 from bench.signals import listen, request
 from bench.store import Store
+from bench.task import Note, Stopped
 from bench.trainer import Trainer
 from tests.bench.cells import (
     Command,

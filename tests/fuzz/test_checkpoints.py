@@ -20,8 +20,9 @@ from torch import Tensor
 from bench import checkpoint
 from bench.errors import CheckpointError
 from bench.record import FINAL, Record, decode, encode
-from bench.runner import Finished, Note, Task, moments
+from bench.runner import moments
 from bench.store import Store
+from bench.task import Finished, Note, Task
 from bench.trainer import Trainer
 from tests.bench.cells import plan_of, tasks_of, the_same, write_recipe, write_suite
 from tests.fuzz.harm import Tally, fuzz, only_inside
