@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,3 +34,9 @@ Only = Annotated[
     str | None,
     typer.Option("--only", help="Only cells whose label or file name matches, such as 'rigl*'."),
 ]
+
+
+def data_folder(data: Path | None) -> Path:
+    """Where the data sets are, if `--data` does not say."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return data or cache / "sparsebench"

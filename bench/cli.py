@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from bench import processes, reporting, signals
-from bench.arguments import AsJson, Cell, Data, Device, Only, Recipe, Records, Suite
-from bench.errors import BenchError, SuiteError, UnknownName, UsageError
+from bench import cell_commands, count_command, processes, reporting, signals
+from bench.arguments import AsJson, Data, Device, Only, Recipe, Records, Suite, data_folder
+from bench.errors import BenchError, UsageError
 from bench.listing import Table, conflicts, listing
-from bench.reporting import print_json
+from bench.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from bench.launch import Settings
-    from bench.record import LayerCount
     from bench.resolve import Plan
     from bench.store import Cell as Asked
     from bench.store import Store
@@ -40,6 +35,8 @@ app = typer.Typer(
 
 new = typer.Typer(help="Write a starting file.", no_args_is_help=True)
 app.add_typer(new, name="new")
+app.add_typer(cell_commands.app)
+app.add_typer(count_command.app)
 app.add_typer(reporting.app)
 
 INTERRUPTED = 130
@@ -52,7 +49,7 @@ def list_(what: Table, as_json: AsJson = False) -> None:
     if as_json:
         print_json(rows)
     else:
-        _print_table(rows)
+        print_table(rows)
     for conflict in conflicts(what):
         print(f"sparsebench: {conflict}.", file=sys.stderr)
 
@@ -95,7 +92,7 @@ def plan_(
         return
     for row in rows:
         row.pop("done")
-    _print_table(rows)
+    print_table(rows)
     missing = {row["key"] for row in rows if row["status"] == "to do"}
     every = {row["key"] for row in rows}
     print(f"\n{len(every)} cells, {len(missing)} to do; records in {store.folder}")
@@ -249,109 +246,6 @@ def run(
 
 
 @app.command()
-def export(
-    cell: Cell,
-    records: Records = Path("records"),
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder to write. [default: the cell's name]")
-    ] = None,
-    compact: Annotated[
-        bool, typer.Option("--compact", help="Cut out the channels that are dead.")
-    ] = False,
-    recipe: Recipe = None,
-    data: Data = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an export.")] = False,
-) -> None:
-    """Write a cell's finished network as a folder: safetensors, bit-packed masks, recipe, record.
-
-    A compact network is written only if its outputs are those of the masked one.
-    """
-    from bench.export import export as write
-    from bench.process_settings import set_up_process
-    from bench.store import find
-
-    path = find(records, cell)
-    set_up_process(threads=1)
-    folder = _data_folder(data)
-    written = write(path, out, compacted=compact, recipe=recipe, data=folder, force=force)
-    for note in written.notes:
-        print(f"sparsebench: {note}.", file=sys.stderr)
-    if written.sizes:
-        names = ("with its zeros", "compact")
-        _print_table(
-            [
-                {"network": name, "parameters": f"{s.parameters:,}", "MACs": f"{s.dense_macs:,}"}
-                for name, s in zip(names, written.sizes, strict=True)
-            ]
-        )
-    print(written.folder)
-
-
-@app.command()
-def evaluate(
-    folder: Annotated[Path, typer.Argument(help="A folder that `export` wrote.")],
-    data: Data = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(help="The same data under another name, such as imagefolder:PATH."),
-    ] = None,
-    device: Device = "auto",
-) -> None:
-    """Test an export on its data set, and compare with its record.
-
-    Exit status: 0 as recorded, 1 not (the same weights on the same device), 2 usage.
-    """
-    from bench import launch
-    from bench.exported import evaluate_export, read_record
-    from bench.process_settings import set_up_process
-
-    set_up_process(read_record(folder).environment.threads)  # sums depend on it
-    device = launch.usable_device(device)
-    found = evaluate_export(folder, _data_folder(data), device, dataset)
-    for name, right in (("now", found.right), ("recorded", found.recorded)):
-        share = 100 * right / found.images
-        print(f"{name + ':':10}{share:.2f} %, {right:,} of {found.images:,} images")
-    if not found.comparable:
-        print("A compact network, or another device: a few images may differ.")
-    raise typer.Exit(1 if found.differs else 0)
-
-
-@app.command()
-def latency(
-    cell: Cell,
-    records: Records = Path("records"),
-    recipe: Recipe = None,
-    data: Data = None,
-    device: Device = "auto",
-    batch: Annotated[
-        list[int] | None,
-        typer.Option(min=1, help="Images per call; repeatable. [default: 1 and 64]"),
-    ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
-    rounds: Annotated[
-        int | None,
-        typer.Option(min=6, help="Turns of each network. [default: what fits in 10 s]"),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Time inference of a cell's network: dense, masked, compact, and 2:4 where a GPU has it."""
-    from bench import launch
-    from bench.latency import latency as measure
-    from bench.latency import table
-    from bench.process_settings import set_up_process
-    from bench.store import find
-
-    path = find(records, cell)
-    set_up_process(threads)
-    device = launch.usable_device(device)
-    measured = measure(path, _data_folder(data), device, batch or [1, 64], rounds, recipe)
-    if as_json:
-        print_json(measured)
-    else:
-        print(table(measured))
-
-
-@app.command()
 def profile(
     what: Annotated[
         str, typer.Argument(metavar="SUITE|CELL", help="A suite, or a cell that has a record.")
@@ -386,7 +280,7 @@ def profile(
     if what in suites.names() or what.endswith(".toml"):
         plan, _ = _resolve(what, data, records)
     else:
-        plan = profiling.of_record(find(records, what), recipe, _data_folder(data))
+        plan = profiling.of_record(find(records, what), recipe, data_folder(data))
     cells = launch.chosen(plan, only)
     device = launch.usable_device(device)
     set_up_process(threads)
@@ -401,218 +295,6 @@ def profile(
 
 
 @app.command()
-def count(
-    model: Annotated[str, typer.Argument(help="A model (see `list models`) or timm:NAME.")],
-    input_shape: Annotated[
-        str, typer.Option("--input", help="Channels x height x width, such as 3x32x32.")
-    ],
-    classes: Annotated[
-        int | None,
-        typer.Option(min=1, help="Classes. [default: the model's own for timm, else 10]"),
-    ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="Option of the model, such as shortcut=B; repeatable.")
-    ] = None,
-    sparsity: Annotated[
-        float | None,
-        typer.Option(help="Count as if so many of the prunable weights were zero, such as 0.9."),
-    ] = None,
-    scope: Annotated[
-        str | None,
-        typer.Option(help="How the layers share what is left: erk, er or uniform. [default: erk]"),
-    ] = None,
-    prunable: Annotated[
-        str, typer.Option(help="Preset of prunable weights, as `prunable` in a suite.")
-    ] = "all",
-    as_json: AsJson = False,
-) -> None:
-    """Count a model's parameters and multiply-adds, layer by layer, dense and at a sparsity.
-
-    MACs A are multiply-adds of weights and attention; B adds two operations for each output of a
-    normalisation and one for each of a ReLU or its kind.
-    """
-    from dataclasses import asdict
-
-    from bench.counting import count_totals, with_kept
-    from bench.prunable import PRESETS
-    from methods.allocation import allocate
-    from models import is_known, names_like
-
-    shape = _shape(input_shape)
-    scope = _allocation(sparsity, scope)
-    if not is_known(model):
-        raise UnknownName("", "model", model, names_like(model))
-    if prunable not in PRESETS:
-        raise UnknownName("--prunable", "preset", prunable, PRESETS)
-    options = dict(_option(text) for text in option or [])
-    try:
-        # Without values no weight is drawn and nothing is computed; not every model can do that.
-        network, layers = _counted(model, shape, classes, options, prunable, sparsity, "meta")
-    except Exception:
-        try:
-            network, layers = _counted(model, shape, classes, options, prunable, sparsity, "cpu")
-        except Exception as error:  # the model may be anyone's
-            reason = str(error) or type(error).__name__
-            raise SuiteError(f"model {model} with images of {input_shape}: {reason}.") from error
-    if scope and sparsity is not None:
-        shapes = {line.name: line.shape for line in layers if line.prunable}
-        layers = with_kept(layers, allocate(shapes, 1 - sparsity, scope))
-    else:
-        layers = with_kept(layers, {line.name: line.weights for line in layers if line.weights})
-    totals = count_totals(network, layers)
-    zeros = sum(line.weights - line.nonzero for line in layers if line.prunable)
-    weights = sum(line.weights for line in layers if line.prunable)
-    found = {
-        "model": model,
-        "input": list(shape),
-        "preset": prunable,
-        "sparsity": sparsity,
-        "scope": scope,
-        **asdict(totals),
-        "nonzero": totals.parameters - zeros,
-        "prunable": weights,
-        "prunable_nonzero": weights - zeros,
-        "reached_sparsity": zeros / weights,
-        "sparsity_of_all": zeros / totals.parameters,
-        "mac_fraction": totals.macs / totals.dense_macs,
-        "dense_macs_b": totals.dense_macs + totals.elementwise,
-        "macs_b": totals.macs + totals.elementwise,
-    }
-    if as_json:
-        print_json(found | {"layers": layers})
-        return
-    _print_table([_count_row(layer, sparsity is not None) for layer in layers])
-    print()
-    _print_table([{"total": name, "": text} for name, text in _count_totals(found)])
-
-
-def _counted(
-    model: str,
-    shape: tuple[int, int, int],
-    classes: int | None,
-    options: dict[str, Any],
-    preset: str,
-    sparsity: float | None,
-    device: str,
-) -> tuple[nn.Module, tuple[LayerCount, ...]]:
-    """A network and its lines."""
-    import torch
-
-    from bench.counting import count_layers
-    from bench.prunable import prunable_names
-    from methods.dense import Dense
-    from models import create_model
-
-    with torch.device(device):
-        network = create_model(model, shape, classes, **options)
-    names = prunable_names(network, Dense(), preset, sparsity)
-    layers = count_layers(network, shape, names)
-    if device == "meta" and any(line.weights and not line.dense_macs for line in layers):
-        # An older torch lets an image shrink to nothing there; on the CPU it says what is wrong.
-        raise ValueError("a layer computes nothing")
-    return network, layers
-
-
-def _allocation(
-    sparsity: float | None, scope: str | None
-) -> Literal["er", "erk", "uniform"] | None:
-    """The rule that gives each layer its share; None where nothing is pruned."""
-    if sparsity is None:
-        if scope is not None:
-            raise UsageError(f"--scope {scope}: give --sparsity too, such as 0.9.")
-        return None
-    if not 0 <= sparsity < 1:
-        raise UsageError(f"--sparsity {sparsity:g}: must be at least 0 and below 1.")
-    if scope == "global":
-        raise UsageError(
-            "--scope global: ranks the weights of all layers together, which only a trained "
-            "network has. Allowed: er, erk, uniform."
-        )
-    if scope in (None, "er", "erk", "uniform"):
-        return scope or "erk"  # type: ignore[return-value]
-    raise UnknownName("--scope", "scope", str(scope), ("er", "erk", "uniform"))
-
-
-def _count_row(layer: LayerCount, sparse: bool) -> dict[str, str]:
-    row = {
-        "layer": layer.name,
-        "shape": "x".join(map(str, layer.shape)),
-        "weights": f"{layer.weights:,}",
-    }
-    if sparse:
-        density = f"{layer.nonzero / layer.weights:.4f}" if layer.weights else ""
-        row |= {"left": f"{layer.nonzero:,}", "density": density}
-    row["MACs A"] = f"{layer.dense_macs:,}"
-    if sparse:
-        row["sparse MACs A"] = f"{layer.macs:,}"
-    return row | {"B adds": f"{layer.elementwise:,}"}
-
-
-def _count_totals(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is printed of the totals, with words for names."""
-    for name in ("parameters", "weights", "conv_weights", "shortcut_weights", "norm", "bias"):
-        yield name.replace("_", " "), f"{found[name]:,}"
-    yield f"prunable ({found['preset']})", f"{found['prunable']:,}"
-    yield "MACs A", f"{found['dense_macs']:,}"
-    yield "MACs B", f"{found['dense_macs_b']:,}"
-    if found["sparsity"] is None:
-        return
-    yield "prunable left", f"{found['prunable_nonzero']:,}"
-    yield "sparsity of the prunable", f"{found['reached_sparsity']:.6f}"
-    yield "parameters left", f"{found['nonzero']:,}"
-    yield "sparsity of all parameters", f"{found['sparsity_of_all']:.6f}"
-    yield "sparse MACs A", f"{found['macs']:,}"
-    yield "sparse MACs B", f"{found['macs_b']:,}"
-    yield "fraction of MACs A", f"{found['mac_fraction']:.4f}"
-
-
-@app.command()
-def reproduce(
-    cell: Cell,
-    records: Records = Path("records"),
-    suite: Annotated[
-        str | None, typer.Option("--suite", help="The cell's suite, where its file is elsewhere.")
-    ] = None,
-    recipe: Recipe = None,
-    data: Data = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="cpu, cuda, cuda:1. [default: as recorded]")
-    ] = None,
-    run: Annotated[
-        bool, typer.Option("--run", help="Train the cell again, and compare with the record.")
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="With --run: folder of the records. [default: none is kept]"),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show the command that makes a record again, and what differs from where it was made.
-
-    With --run, exit status 0 if accuracy, counts and weights are equal to the last bit, 1 if not.
-    """
-    import tempfile
-
-    from bench import reproduce as again
-    from bench.store import find
-
-    if out is not None and not run:
-        raise UsageError(f"--out {out}: is for --run.")
-    path = find(records, cell)
-    sources = again.Sources(suite, recipe, _data_folder(data), device)
-    found = again.describe(path, sources)
-    differences = None
-    if run:
-        with tempfile.TemporaryDirectory(prefix="sparsebench-") as scratch:
-            differences = again.run_again(path, sources, out or Path(scratch))
-    if as_json:
-        print_json({"here": found, "measured": differences})
-    else:
-        print(again.text(found, differences))
-    raise typer.Exit(1 if differences else 0)
-
-
-@app.command()
 def doctor(
     data: Data = None,
     records: Records = Path("records"),
@@ -624,7 +306,7 @@ def doctor(
     """
     from bench import doctor as checks
 
-    findings = checks.examine(checks.Places(_data_folder(data), records))
+    findings = checks.examine(checks.Places(data_folder(data), records))
     wrong = any(finding.state == "wrong" for finding in findings)
     if as_json:
         print_json({"ok": not wrong, "findings": findings})
@@ -724,36 +406,7 @@ def _resolve(
     loaded = suites.load(suite)  # a wrong name is told before torch is imported
     from bench.resolve import resolve
 
-    resolved = resolve(loaded, _data_folder(data))
+    resolved = resolve(loaded, data_folder(data))
     for note in () if quiet else resolved.notes:
         print(f"sparsebench: {note}.", file=sys.stderr)
     return resolved, Store(records, resolved.manifest.suite)
-
-
-def _data_folder(data: Path | None) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    return data or cache / "sparsebench"
-
-
-def _shape(text: str) -> tuple[int, int, int]:
-    parts = text.lower().split("x")
-    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise SuiteError(f"--input {text}: give channels x height x width, such as 3x32x32.")
-    channels, height, width = map(int, parts)
-    return channels, height, width
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise SuiteError(f"--option {text}: give name=value, such as shortcut=B.")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    from tabulate import tabulate
-
-    print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))

@@ -13,6 +13,7 @@ import typer
 
 from bench.arguments import AsJson, Cell, Records, Statistics
 from bench.errors import RecordError, UsageError
+from bench.output import print_json
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -373,10 +374,3 @@ def known_names() -> tuple[set[str], set[str], set[str], tuple[str, ...]]:
     known_datasets = {*datasets.names(), *folders.KINDS}
     prefixes = (models.TIMM_PREFIX, datasets.FOLDER_PREFIX)
     return known_methods, set(models.names()), known_datasets, prefixes
-
-
-def print_json(value: object) -> None:
-    """Prints a value object for programs."""
-    import msgspec
-
-    print(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())

@@ -116,7 +116,10 @@ ORDER = (
     "matrix",
     "starter",
     "arguments",
+    "output",
     "reporting",
+    "cell_commands",
+    "count_command",
     "cli",
     "__main__",
 )
