@@ -130,6 +130,12 @@ def commit() -> tuple[str, bool, str]:
         return "unknown", False, ""
 
 
+def code() -> str:
+    """The commit, and a hash of how files differ from it, if they do."""
+    name, dirty, changes = commit()
+    return f"{name} with local changes {changes}" if dirty else name
+
+
 def _changes() -> str:
     """12 hex digits of how files differ from the commit; new ones count with their contents."""
     digest = hashlib.blake2b(_git("diff", "HEAD", "--", *PACKAGES).encode(), digest_size=6)

@@ -273,6 +273,26 @@ class Times:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """By which code a part of a cell was trained, and where.
+
+    Attributes:
+        commit: of the harness, and how files differed from it, if they did.
+        place: device, threads and torch's version.
+    """
+
+    commit: str
+    place: str
+
+    def __post_init__(self) -> None:
+        if not f"{self.commit}{self.place}".isprintable():
+            raise ValueError(f"{self.commit!r}, {self.place!r}: not one line")
+
+    def __str__(self) -> str:
+        return f"{self.commit} ({self.place})"
+
+
+@dataclass(frozen=True, slots=True)
 class Execution:
     """How the steps of a cell were computed; sums round differently from one way to another.
 
@@ -285,6 +305,8 @@ class Execution:
         determinism: whether a GPU computed with algorithms that give the same bits each time
             (`strict`), as a CPU does anyway; None in records from before that was recorded.
         devices: that trained the cell together, each on a part of every batch.
+        before: other code or other places by which parts of the cell were trained, before it was
+            resumed by the commit and in the place of the record's environment.
     """
 
     timing: Timing = "exclusive"
@@ -293,6 +315,7 @@ class Execution:
     compiled: bool = False
     determinism: Determinism | None = None
     devices: Few = 1
+    before: tuple[Origin, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

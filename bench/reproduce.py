@@ -185,6 +185,8 @@ def _elsewhere(record: Record, here: Environment) -> Iterator[Difference]:
             yield Difference(name, str(recorded), str(found) or "none")
     if (there.dirty, there.changes) != (here.dirty, here.changes):
         yield Difference("changes to the commit", _changes(there), _changes(here))
+    for origin in record.execution.before if record.execution else ():
+        yield Difference("trained in part by", str(origin), "all by one, in one place")
     recorded, found = dict(_variables(there)), dict(here.settings)
     for name in sorted(recorded.keys() | found.keys() if there.numpy else ()):
         if recorded.get(name) != found.get(name):

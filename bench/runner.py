@@ -25,7 +25,7 @@ from bench.capture import Captured
 from bench.counting import count_layers
 from bench.determinism import equal_bits, level
 from bench.distributed import Pace
-from bench.environment import environment
+from bench.environment import code, environment
 from bench.errors import (
     CheckpointError,
     ContractBroken,
@@ -47,6 +47,7 @@ from bench.record import (
     Counts,
     Execution,
     LayerCount,
+    Origin,
     PhaseResult,
     Record,
     Status,
@@ -310,13 +311,36 @@ class _Attempt:
                 then = "the cell starts over" if last else "the one before it is tried"
                 yield Note(key, f"{error} It is kept as {aside.name}; {then}.")
                 continue
-            here = checkpoint.place(self.device)
-            if begun.place and begun.place != here:
-                text = f"began on {begun.place} and goes on here, on {here}"
-                yield Note(key, f"{task.cell.label} {text}: its last digits may differ.")
+            yield from self._look_back(begun.place)
             self.resumed = f" (it went on at step {self.done}; to start over, delete {path})"
             return
         self.build()
+        self._sign()
+
+    def _look_back(self, began: str) -> Iterator[Note]:
+        """Says where and by which code a resumed run was trained last, if not here and by this.
+
+        Args:
+            began: the place, as its checkpoint says it.
+        """
+        key, label = self.task.cell.spec.key, self.task.cell.label
+        origins = self.trainer.cursor.origins
+        if not origins:  # a checkpoint from before they were kept
+            origins.append(Origin("unknown", began))
+        last, here = origins[-1], self._sign()
+        if began and began != here.place:
+            text = f"began on {began} and goes on here, on {here.place}"
+            yield Note(key, f"{label} {text}: its last digits may differ.")
+        if last.commit != here.commit:
+            text = f"was trained by commit {last.commit} and goes on with {here.commit}"
+            yield Note(key, f"{label} {text}: its record names both.")
+
+    def _sign(self) -> Origin:
+        """Puts this code and place last among those that trained parts of the cell."""
+        here = Origin(code(), checkpoint.place(self.device))
+        origins = self.trainer.cursor.origins
+        origins[:] = [*(one for one in origins if one != here), here]
+        return here
 
     def _check_limits(self) -> None:
         """Room, before the first step.
@@ -508,6 +532,7 @@ class _Attempt:
                     self.ways.compiled and trainer.width == 1,
                     level(self.task.ways.strict, self.task.device),
                     self.task.group.size,
+                    tuple(cursor.origins[:-1]),
                 ),
             }
         return Record(**(common | measured))

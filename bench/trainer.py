@@ -23,7 +23,16 @@ from bench.evaluate import Evaluation, evaluate
 from bench.meter import Meter
 from bench.prunable import shapes
 from bench.recipes import TIMM_PREFIX, Recipe
-from bench.record import Amount, Count, CurvePoint, LayerCount, Least, MaskUpdate, PhaseResult
+from bench.record import (
+    Amount,
+    Count,
+    CurvePoint,
+    LayerCount,
+    Least,
+    MaskUpdate,
+    Origin,
+    PhaseResult,
+)
 from bench.seeds import derive
 from bench.sharing import whole_batch_norm
 from bench.step import Step, data_term, precision
@@ -65,6 +74,7 @@ class Cursor:
         least: least validation loss in this phase.
         train_seconds: wall-clock of training, data and hooks; the hooks' part is `update_seconds`.
         shared: whether other cells had the device for a part of it.
+        origins: by which code and where its parts were trained; each once, the last one last.
         phase_seconds: `train_seconds` at the end of each phase.
     """
 
@@ -80,6 +90,7 @@ class Cursor:
     update_seconds: Amount = 0.0
     eval_seconds: Amount = 0.0
     shared: bool = False
+    origins: list[Origin] = field(default_factory=list)
     curve: list[CurvePoint] = field(default_factory=list)
     phases: list[PhaseResult] = field(default_factory=list)
     phase_seconds: list[Amount] = field(default_factory=list)

@@ -157,6 +157,8 @@ def execution_texts(record: Record) -> Iterator[str]:
         yield "steps replayed as a CUDA graph"
     if how.compiled:
         yield "passes made by torch.compile, whose sums round differently"
+    for origin in how.before:
+        yield f"trained in part by commit {origin}, before it was resumed"
 
 
 def reasons(rows: Iterable[Row]) -> Iterator[str]:

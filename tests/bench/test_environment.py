@@ -88,6 +88,14 @@ def test_only_files_of_the_harness_make_it_dirty(path, dirty, repository):
     assert here().dirty == dirty
 
 
+def test_code_is_the_commit_and_a_hash_of_what_differs(repository):
+    head = git(repository, "rev-parse", "HEAD")
+    assert module.code() == head
+    (repository / "bench" / "a.py").write_text("2")
+    module.commit.cache_clear()
+    assert re.fullmatch(f"{head} with local changes [0-9a-f]{{12}}", module.code())
+
+
 def test_a_process_goes_on_with_the_code_that_it_began_with(repository):
     first = git(repository, "rev-parse", "HEAD")
     set_up_process(threads=1)

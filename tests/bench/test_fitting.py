@@ -112,6 +112,7 @@ CURSORS: list[tuple[dict[str, Any], str]] = [
     ({"train_seconds": 1e200}, "`float` <= 1e+100"),
     ({"curve": [[10**400, 1.0]]}, "`int` <= 1000000000000000000"),
     ({"curve": [[-1, 1.0]]}, "`int` >= 0"),
+    ({"origins": [{"commit": "\x1b[2J", "place": ""}]}, "not one line"),
     ({"mask_updates": [[-1, 0.1, 0.1, 0.1, 0.1]]}, "`int` >= 0"),
 ]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import UsageError
-from bench.record import Execution, Record, encode
+from bench.record import Execution, Origin, Record, encode
 from bench.reproduce import Sources, describe, run_again
 from bench.store import read
 from tests.bench.cells import train, write_recipe, write_suite
@@ -114,6 +114,13 @@ def test_what_differs_is_listed(home, tmp_path):
     by_name = {one.what: one for one in found.differences}
     assert by_name["torch"].recorded == "1.0"
     assert "numpy" in found.unknown
+
+
+def test_a_record_of_several_parts_says_who_trained_the_others(home, tmp_path):
+    execution = Execution(before=(Origin("abc1234", "a cluster"),))
+    found = describe(edited(only(home), tmp_path, execution=execution), here())
+    (part,) = (one for one in found.differences if one.what == "trained in part by")
+    assert (part.recorded, part.here) == ("abc1234 (a cluster)", "all by one, in one place")
 
 
 def test_settings_of_the_environment_are_compared_and_set(home, tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ from bench import checkpoint, resolve, runner, signals, step
 from bench.checkpoint import tensor_hash
 from bench.data import Split
 from bench.executors import execute
-from bench.record import PhaseResult, decode
+from bench.record import Origin, PhaseResult, decode
 from bench.saving import Saver
 from bench.store import Store
 from bench.task import Finished, Note, Progress, Stopped, Ways
@@ -737,6 +737,45 @@ def test_a_cell_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch):
     assert note.text == (
         f"rigl began on a cluster and goes on here, on {here}: its last digits may differ."
     )
+
+
+def test_a_cell_that_goes_on_by_other_code_says_so_and_its_record_names_both(tmp_path, monkeypatch):
+    task = one_task(tmp_path)
+    here = checkpoint.place(torch.device("cpu"))
+    for commit in ("a" * 40, "b" * 40, "a" * 40):
+        with monkeypatch.context() as patched, signals.listen():
+            asked_after(patched, 8)
+            patched.setattr(runner, "code", lambda commit=commit: commit)
+            note, *_ = run_cell(task)
+    assert note.text == (
+        f"rigl was trained by commit {'b' * 40} and goes on with {'a' * 40}: its record names both."
+    )
+    monkeypatch.setattr(runner, "code", lambda: "c" * 40)
+    *_, last = run_cell(task)
+    assert last.record.execution.before == (Origin("b" * 40, here), Origin("a" * 40, here))
+
+
+def test_a_cell_that_is_resumed_by_its_own_code_in_its_own_place_names_nothing_else(
+    tmp_path, monkeypatch
+):
+    task = one_task(tmp_path)
+    with monkeypatch.context() as patched, signals.listen():
+        asked_after(patched, 20)
+        list(run_cell(task))
+    first, *_, last = run_cell(task)
+    assert not isinstance(first, Note)
+    assert last.record.execution.before == ()
+
+
+def test_of_a_checkpoint_from_before_they_were_kept_the_code_is_unknown(tmp_path, monkeypatch):
+    task = one_task(tmp_path)
+    here = checkpoint.place(torch.device("cpu"))
+    with monkeypatch.context() as patched, signals.listen():
+        asked_after(patched, 20)
+        patched.setattr(runner._Attempt, "_sign", lambda self: None)
+        list(run_cell(task))
+    *_, last = run_cell(task)
+    assert last.record.execution.before == (Origin("unknown", here),)
 
 
 def test_a_clock_that_is_set_back_changes_nothing(tmp_path, monkeypatch):

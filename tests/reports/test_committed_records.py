@@ -47,6 +47,8 @@ def test_committed_records_are_made_by_the_commit_that_they_name(suite) -> None:
     for record in records:
         assert not record.environment.dirty
         assert len(record.environment.commit) == 40
+        parts = record.execution.before if record.execution else ()
+        assert all(len(origin.commit) == 40 for origin in parts)
 
 
 def test_dense_and_the_best_methods_reach_on_mnist_what_a_plain_implementation_does() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import RecordError
-from bench.record import Compact, Execution, Record
+from bench.record import Compact, Execution, Origin, Record
 from bench.spec import BudgetSpec, CellSpec
 from reports.suite_table import report, suite_table
 from tests.reports.records import ENVIRONMENT, SUITE, counts, fill, manifest, record, spec
@@ -242,7 +242,13 @@ def test_footnotes_say_how_cells_were_computed_where_it_was_not_one_by_one() -> 
     several = record(stacked, execution=Execution(devices=2))
     table = suite_table(asked, [record(alone, execution=Execution()), several])
     assert "- seconds on 2 devices, which trained each cell together: rigl.\n" in table
+    resumed = record(stacked, execution=Execution(before=(Origin("abc1234", "a cluster"),)))
+    table = suite_table(asked, [record(alone, execution=Execution()), resumed])
+    assert (
+        "- trained in part by commit abc1234 (a cluster), before it was resumed: rigl.\n" in table
+    )
     plain = suite_table(asked, [record(alone, execution=Execution()), record(stacked)])
+    assert "trained in part" not in plain
     assert "devices, which" not in plain
     assert "seconds beside" not in plain
     assert "computed 4" not in plain
