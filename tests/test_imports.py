@@ -39,91 +39,15 @@ EXTRA: dict[str, set[str]] = {
 }
 """What single files may import besides."""
 
-ORDER = (
-    "errors",
-    "signals",
-    "seeds",
-    "spec",
-    "record",
-    "store",
-    "timm_training",
-    "recipes",
-    "datasets",
-    "processes",
-    "folders",
-    "suite",
-    "listing",
-    "live",
-    "environment",
-    "process_settings",
-    "determinism",
-    "planning",
-    "prunable",
-    "networks",
-    "crops",
-    "distributed",
-    "data",
-    "streaming",
-    "evaluate",
-    "liveness",
-    "counting",
-    "channels",
-    "compact",
-    "inspection",
-    "small",
-    "clock",
-    "dynamics",
-    "meter",
-    "products",
-    "chain",
-    "passes",
-    "optimize",
-    "step",
-    "sharing",
-    "trainer",
-    "fitting",
-    "checkpoint",
-    "saving",
-    "presence",
-    "initial",
-    "sources",
-    "task",
-    "controls",
-    "resolve",
-    "stack",
-    "capture",
-    "runner",
-    "packing",
-    "together",
-    "leases",
-    "sweep",
-    "cell_queue",
-    "executors",
-    "ray_executor",
-    "launch",
-    "finished",
-    "exported",
-    "export",
-    "latency",
-    "contestant",
-    "profiling",
-    "reproduce",
-    "doctor",
-    "trial",
-    "scrutiny",
-    "interface",
-    "conformance",
-    "matrix",
-    "starter",
-    "arguments",
-    "output",
-    "reporting",
-    "cell_commands",
-    "count_command",
-    "cli",
-    "__main__",
-)
-"""The modules of `bench`: each may import only those before it."""
+
+def order() -> list[set[str]]:
+    """The modules of `bench` as its README draws them: each may import only from groups before."""
+    text = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
+    drawn = text.partition("each module imports only those to its left")[2].split("```")[1]
+    return [{name.strip() for name in group.split(",")} for group in drawn.split("<-")]
+
+
+ORDER = order()
 
 WITHOUT_TORCH = (
     "datasets",
@@ -180,9 +104,10 @@ def offences(path: str, source: str) -> list[str]:
 def backward(path: str, source: str) -> list[str]:
     """What a module of `bench` imports from those that come after it."""
     own = Path(path).stem
-    later = {f"bench.{name}" for name in ORDER[ORDER.index(own) :]}
+    (place,) = (place for place, group in enumerate(ORDER) if own in group)
+    later = {f"bench.{name}" for group in ORDER[place:] for name in group}
     return [
-        f"{path} imports {name}, which does not come before it in ORDER"
+        f"{path} imports {name}, which bench/README.md does not draw before it"
         for name in imports(source, "bench")
         if name in later
     ]
@@ -206,8 +131,8 @@ def test_a_package_imports_only_what_its_arrows_allow(package):
     assert not found, "\n".join(found)
 
 
-def test_the_order_lists_every_module_of_bench():
-    assert sorted(ORDER) == sorted(
+def test_the_readme_draws_every_module_of_bench_once():
+    assert sorted(name for group in ORDER for name in group) == sorted(
         Path(path).stem for path in sources("bench") if not path.endswith("__init__.py")
     )
 
@@ -275,7 +200,7 @@ def test_the_check_lets_allowed_imports_pass():
 
 def test_the_check_finds_an_import_against_the_order():
     assert backward("bench/spec.py", "from bench.record import Record") == [
-        "bench/spec.py imports bench.record, which does not come before it in ORDER"
+        "bench/spec.py imports bench.record, which bench/README.md does not draw before it"
     ]
     assert backward("bench/record.py", "from bench.spec import CellSpec") == []
 
