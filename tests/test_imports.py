@@ -137,6 +137,15 @@ def test_the_readme_draws_every_module_of_bench_once():
     )
 
 
+@pytest.mark.parametrize("package", ["bench", "methods", "reports"])
+def test_the_readme_of_a_folder_says_what_each_of_its_modules_is(package):
+    text = (ROOT / package / "README.md").read_text(encoding="utf-8")
+    modules = [
+        path.name for path in (ROOT / package).glob("*.py") if path.stem.strip("_") == path.stem
+    ]
+    assert not [name for name in modules if f"`{name}`" not in text]
+
+
 def test_modules_of_bench_import_only_those_before_them():
     files = {path: text for path, text in sources("bench").items() if "__init__" not in path}
     found = [text for path, source in files.items() for text in backward(path, source)]
