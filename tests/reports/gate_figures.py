@@ -1,6 +1,6 @@
-"""Prints how often the gate is wrong, as the table in `reports/README.md` has it.
+"""Prints how often the gate is wrong, for the table in `reports/README.md`; takes minutes.
 
-    python -m tests.reports.gate_figures            # some minutes
+`python -m tests.reports.gate_figures`
 """
 
 from __future__ import annotations
