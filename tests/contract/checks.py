@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 import bench.step
 from bench import checkpoint
@@ -40,25 +41,48 @@ def builder(
 
 
 def assert_resumes_bit_for_bit(build: Builder, folder: Path, at: Sequence[int] = ()) -> None:
-    """Goes on from a checkpoint file at every cut, each time in a fresh trainer."""
-    reference = build()
-    chosen = list(at) or cuts(reference.plan)
-    if 0 in chosen:
-        checkpoint.write(reference, folder / "0", KEY)
-    for done in reference.run():
-        if done in chosen:
-            checkpoint.write(reference, folder / str(done), KEY)
-    expected = outcome(reference)
+    """Goes on from a checkpoint file at every cut, each time in a fresh trainer, to the next cut.
 
-    assert outcome(train(build())).differences(expected) == [], "saving has changed the run"
+    Every file must hold what that of a run holds that was saved there and never left.
+    """
+    saved = build()
+    chosen = list(at) or cuts(saved.plan)
     for cut in chosen:
+        go_on(saved, cut)
+        checkpoint.write(saved, folder / f"{cut} saved", KEY)
+    expected = outcome(train(build()))
+    assert outcome(train(saved)).differences(expected) == [], "saving has changed the run"
+
+    resumed = build()
+    for cut in chosen:
+        go_on(resumed, cut)
+        checkpoint.write(resumed, folder / f"{cut}", KEY)
+        assert different(folder / f"{cut} saved", folder / f"{cut}") == [], f"before step {cut}"
         resumed = build()
         # What lies around must not matter: noise, and numbers of another run in the tensors.
         torch.manual_seed(cut)
-        checkpoint.read(resumed, folder / str(cut), KEY)
+        checkpoint.read(resumed, folder / f"{cut}", KEY)
         assert resumed.cursor.total == cut
-        differences = outcome(train(resumed)).differences(expected)
-        assert differences == [], f"resumed after step {cut} of {reference.total_steps}"
+    differences = outcome(train(resumed)).differences(expected)
+    assert differences == [], f"resumed after step {cut} of {resumed.total_steps}"
+
+
+def go_on(trainer: Trainer, step: int) -> None:
+    """Trains until so many steps are done."""
+    if trainer.cursor.total < step:
+        next(done for done in trainer.run() if done == step)
+
+
+def different(one: Path, other: Path) -> list[str]:
+    """Names of the tensors in which two checkpoint files differ."""
+    first, second = load_file(one), load_file(other)
+    assert first.keys() == second.keys()
+    return [name for name, value in first.items() if not equal_bits(value, second[name])]
+
+
+def equal_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same, nan and all."""
+    return torch.equal(one.view(-1).view(torch.uint8), other.view(-1).view(torch.uint8))
 
 
 def assert_plain(model: nn.Module, fresh: nn.Module) -> None:
