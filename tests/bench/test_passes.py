@@ -68,7 +68,7 @@ def test_loss_and_gradients_are_autograds_to_the_last_bit(
     from bench import passes, products
 
     if by_onednn and not products.available():
-        pytest.skip("torch has no such operator here")
+        pytest.skip("not run: torch has no such operator here")
     monkeypatch.setattr(products, "pays", lambda: by_onednn)
     monkeypatch.setattr(passes, "pays", lambda: by_onednn)
     model, other = NETWORKS[name](), NETWORKS[name]()
