@@ -1,4 +1,4 @@
-"""Prints how often the gate is wrong, for the table in `reports/README.md`; takes minutes.
+"""Prints how often the gate is wrong, for the table in `reports/README.md`; takes half an hour.
 
 `python -m tests.reports.gate_figures`
 """
