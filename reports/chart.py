@@ -20,14 +20,15 @@ class Series:
 
     Attributes:
         label: its name in the legend.
-        x: of each point, ascending; y likewise, a mean over seeds.
+        x: of each point, ascending.
+        y: mean over seeds; None where no seed has one, so that the curve is interrupted.
         low: lower end of each point's bar; None where there is none, as for one seed.
         high: upper end.
     """
 
     label: str
     x: tuple[float, ...]
-    y: tuple[float, ...]
+    y: tuple[float | None, ...]
     low: tuple[float | None, ...]
     high: tuple[float | None, ...]
 
@@ -83,11 +84,11 @@ def floor(series: Sequence[Series], levels: Sequence[Level] = ()) -> float | Non
 
     Half of each curve is shown, and every level; None where all points are.
     """
-    values = [y for one in series for y in one.y]
+    values = [y for one in series for y in known(one)]
     if len(values) < 2:
         return None
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    shown = [statistics.median(one.y) for one in series] + [level.y for level in levels]
+    shown = [statistics.median(known(one)) for one in series] + [level.y for level in levels]
     begin = math.floor(min(low - FENCE * (high - low), high - SHOWN, min(shown) - 1))
     return begin if begin > min(values) else None
 
@@ -98,9 +99,14 @@ def below(series: Sequence[Series], begin: float | None) -> list[str]:
         f"{one.label} ({y:.2f} at {short(x)})"
         for one in series
         for x, y in zip(one.x, one.y, strict=True)
-        if begin is not None and y < begin
+        if begin is not None and y is not None and y < begin
     ]
     return [f"below the axis: {'; '.join(hidden)}."] if hidden else []
+
+
+def known(series: Series) -> list[float]:
+    """Heights of the points that have one."""
+    return [y for y in series.y if y is not None]
 
 
 def short(value: float) -> str:
@@ -126,6 +132,7 @@ def curve(
     label: str,
     points: Iterable[tuple[float, Sequence[float]]],
     bar: Callable[[Sequence[float]], Ends] = deviation,
+    gaps: Sequence[float] = (),
 ) -> Series:
     """A series of the means of points.
 
@@ -133,13 +140,16 @@ def curve(
         label: its name.
         points: x with the value of each seed; a point without seeds is left out.
         bar: of the values of one point.
+        gaps: x of cells without a value; between two points, one interrupts the curve.
     """
-    known = sorted((x, tuple(values)) for x, values in points if values)
-    bars = [bar(values) or (None, None) for _, values in known]
+    found = sorted((x, tuple(values)) for x, values in points if values)
+    within = [(x, ()) for x in gaps if found and found[0][0] < x < found[-1][0]]
+    found = sorted([*found, *within])
+    bars = [bar(values) or (None, None) if values else (None, None) for _, values in found]
     return Series(
         label,
-        tuple(x for x, _ in known),
-        tuple(statistics.fmean(values) for _, values in known),
+        tuple(x for x, _ in found),
+        tuple(statistics.fmean(values) if values else None for _, values in found),
         tuple(low for low, _ in bars),
         tuple(high for _, high in bars),
     )

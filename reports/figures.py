@@ -21,7 +21,7 @@ from matplotlib.style import context
 from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, NullFormatter
 
 from bench.store import write_atomically
-from reports.chart import Chart, Level, Series, short
+from reports.chart import Chart, Level, Series, known, short
 
 PANEL = 8
 """Curves that a panel holds; more are spread over several panels of one figure."""
@@ -152,24 +152,25 @@ def draw_series(axes: Axes, series: Series, number: int) -> None:
         "label": series.label,
     }
     if many:
-        axes.plot(series.x, series.y, **look)
+        axes.plot(series.x, filled(series.y), **look)
         axes.fill_between(
             series.x, filled(series.low), filled(series.high), color=colour, alpha=0.15, linewidth=0
         )
         return
-    below = [y - low for y, low in zip(series.y, filled(series.low), strict=True)]
-    above = [high - y for y, high in zip(series.y, filled(series.high), strict=True)]
-    axes.errorbar(series.x, series.y, yerr=(below, above), elinewidth=0.8, **look)
+    y = filled(series.y)
+    below = [middle - low for middle, low in zip(y, filled(series.low), strict=True)]
+    above = [high - middle for middle, high in zip(y, filled(series.high), strict=True)]
+    axes.errorbar(series.x, y, yerr=(below, above), elinewidth=0.8, **look)
 
 
-def filled(ends: Sequence[float | None]) -> list[float]:
-    """Ends of bars as matplotlib takes them: it draws none that is not a number."""
-    return [math.nan if end is None else end for end in ends]
+def filled(values: Sequence[float | None]) -> list[float]:
+    """Points and ends of bars as matplotlib takes them: it draws none that is not a number."""
+    return [math.nan if value is None else value for value in values]
 
 
 def top(chart: Chart) -> float:
     """Upper end of all that is drawn."""
-    ends = [y for one in chart.series for y in one.y] + [level.y for level in chart.levels]
+    ends = [y for one in chart.series for y in known(one)] + [level.y for level in chart.levels]
     return max(ends + [high for one in chart.series for high in one.high if high is not None])
 
 

@@ -69,8 +69,13 @@ def tradeoff(
     for about, rows in settings(results.rows).items():
         measured = [row for row in rows if row.ok]
         shown = [row for row in measured if x(row) is not None]
+        gaps = lines([row for row in rows if not row.ok])
         series = [
-            curve(label, [(x(row) or 0.0, accuracies(row)) for row in found])
+            curve(
+                label,
+                [(x(row) or 0.0, accuracies(row)) for row in found],
+                gaps=[at for row in gaps.get(label, ()) if (at := x(row)) is not None],
+            )
             for label, found in lines(shown).items()
         ]
         if not series:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
@@ -54,6 +55,19 @@ def test_text_of_the_figure_is_text_in_the_svg(tmp_path: Path) -> None:
 def test_signs_of_formulas_in_a_name_are_no_formula(tmp_path: Path) -> None:
     chart = dataclasses.replace(CHART, series=(line("one & <two> $x$", 95.0),))
     assert "one & <two> $x$" in texts(draw(chart), tmp_path)
+
+
+def test_an_interrupted_curve_is_not_joined_and_keeps_its_bars() -> None:
+    whole = line("rigl", 95.0, 96.0, 97.0)
+    first, _, last = whole.y
+    broken = dataclasses.replace(whole, y=(first, None, last), low=(94.0, None, 96.0))
+    axes = draw(dataclasses.replace(CHART, series=(broken,))).axes[0]
+    (found,) = [one for one in axes.containers if isinstance(one, ErrorbarContainer)]
+    heights = found.lines[0].get_ydata()
+    assert [heights[0], heights[2]] == [95.0, 97.0]
+    assert np.isnan(heights[1])
+    ends = [segment.tolist() for segment in found.lines[2][0].get_segments() if len(segment)]
+    assert ends == [[[1.0, 94.0], [1.0, 95.5]], [[3.0, 96.0], [3.0, 97.5]]]
 
 
 def test_the_same_chart_gives_the_same_bytes_whatever_the_users_settings(tmp_path: Path) -> None:

@@ -115,6 +115,19 @@ def test_what_diverged_or_was_not_run_is_left_out_and_named() -> None:
     )
 
 
+def test_a_cell_that_diverged_interrupts_its_curve_and_no_other() -> None:
+    fine = [*seeds_of("rigl", 0.5, 97.0), *seeds_of("rigl", 0.9, 95.0), *seeds_of("snip", 0.5, 9.0)]
+    lost = [
+        dataclasses.replace(seeds_of("rigl", sparsity, 10.0)[0], status="diverged")
+        for sparsity in (0.1, 0.7, 0.95)
+    ]
+    chart = only(series.accuracy_by_sparsity(results(specs([*fine, *lost]), *fine, *lost)))
+    rigl, snip = chart.series
+    assert rigl.x == pytest.approx((50.0, 70.0, 90.0))  # before and after it nothing is joined
+    assert (rigl.y, rigl.low) == ((97.0, None, 95.0), (None, None, None))
+    assert (snip.x, snip.y) == (pytest.approx((50.0,)), (9.0,))
+
+
 def test_seeds_that_no_row_has_are_told_once() -> None:
     rigl, snip = seeds_of("rigl", 0.9, 94.0, 95.0), seeds_of("snip", 0.9, 93.0, 92.0)
     chart = only(series.accuracy_by_sparsity(results(specs(rigl + snip), rigl[0], snip[1])))
