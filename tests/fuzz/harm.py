@@ -53,8 +53,12 @@ def fuzz(inputs: SearchStrategy[Any], examples: int, check: Callable[[Any, Tally
         inputs: draws them.
         examples: how many.
         check: raises where something is wrong, and keeps the tally.
+
+    Raises:
+        Exception: the first that a check raised, with the number of its input.
     """
     tally = Tally()
+    failed: list[Exception] = []
 
     @settings(
         max_examples=examples,
@@ -66,10 +70,19 @@ def fuzz(inputs: SearchStrategy[Any], examples: int, check: Callable[[Any, Tally
     )
     @given(inputs)
     def one(drawn: Any) -> None:
+        if failed:
+            return
         tally.inputs += 1
-        check(drawn, tally)
+        try:
+            check(drawn, tally)
+        except Exception as error:
+            error.add_note(f"input {tally.inputs}")
+            failed.append(error)
 
     one()
+    # Not raised in there: hypothesis would try to write out the input, and fail by its length.
+    if failed:
+        raise failed[0]
     return tally
 
 
