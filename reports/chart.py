@@ -143,8 +143,8 @@ def curve(
         gaps: x of cells without a value; between two points, one interrupts the curve.
     """
     found = sorted((x, tuple(values)) for x, values in points if values)
-    within = [(x, ()) for x in gaps if found and found[0][0] < x < found[-1][0]]
-    found = sorted([*found, *within])
+    found += [(x, ()) for x in gaps if found and found[0][0] < x < found[-1][0]]
+    found.sort()
     bars = [bar(values) or (None, None) if values else (None, None) for _, values in found]
     return Series(
         label,
