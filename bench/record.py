@@ -60,8 +60,13 @@ def told(error: BaseException) -> str:
 
 
 def one_line(text: str) -> str:
-    """A reason as anybody can read it: short, printable, without line breaks."""
-    return _shortened(printable(_shortened(" ".join(text.split()), MOST_OF_REASON)), MOST_OF_REASON)
+    """A reason as anybody can read it: short, printable, without line breaks or double spaces."""
+    text = printable(_shortened(_spaced(text), MOST_OF_REASON))
+    return _spaced(_shortened(text, MOST_OF_REASON))  # what is cut at a space has two
+
+
+def _spaced(text: str) -> str:
+    return " ".join(text.split())
 
 
 def printable(text: str) -> str:
