@@ -102,9 +102,9 @@ class Recipe:
     label_smoothing: float = 0.0
     rotate: float = 0.0
     normalise: bool | Literal["unit", "mean_image"] = True
-    initialisation: Literal["model", "glorot_normal", "he_fan_out", "lecun_normal", "normal"] = (
-        "model"
-    )
+    initialisation: Literal[
+        "model", "glorot_normal", "he_fan_out", "lecun_normal", "normal", "normal_linear"
+    ] = "model"
     image_size: int = 0
     area: tuple[float, float] = (1.0, 1.0)
     crop_fraction: float = 0.875

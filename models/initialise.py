@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-KINDS = ("model", "glorot_normal", "he_fan_out", "lecun_normal", "normal")
+KINDS = ("model", "glorot_normal", "he_fan_out", "lecun_normal", "normal", "normal_linear")
 """Names of `initialise`."""
 
 _LAYERS = (
@@ -29,7 +29,10 @@ def initialise(model: nn.Module, kind: str) -> None:
       its ResNets.
     - `lecun_normal`: variance 1 / fan-in, biases 0 (LeCun et al., 1998, "Efficient BackProp",
       equation 16), as in the code of SNIP, which cuts it off as above.
-    - `normal`: N(0, 0.01^2), biases 0, as in the code of Molchanov et al., 2017, for its LeNets.
+    - `normal`: N(0, 0.01^2), biases 0, as in the code of Molchanov et al., 2017, for LeNet-300-100.
+    - `normal_linear`: linear layers as by `normal`; convolutions uniform, of variance
+      2 / (fan-in + fan-out) (Glorot & Bengio, 2010, equation 16), biases 0, as in that code for
+      LeNet-5: it names N(0, 0.01^2) for convolutions too, by an argument that they do not read.
 
     Args:
         model: changed in place.
@@ -49,8 +52,10 @@ def initialise(model: nn.Module, kind: str) -> None:
             nn.init.xavier_normal_(module.weight)
         elif kind == "lecun_normal":
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="linear")
-        elif kind == "normal":
+        elif kind == "normal" or (kind == "normal_linear" and isinstance(module, nn.Linear)):
             nn.init.normal_(module.weight, std=0.01)
+        elif kind == "normal_linear":
+            nn.init.xavier_uniform_(module.weight)
         elif isinstance(module, nn.Linear):
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
         else:

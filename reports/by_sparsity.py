@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bench.store import Store
@@ -40,7 +41,7 @@ def by_sparsity(root: Path, suite: str) -> str:
     headers = [*(["model"] if len(models) > 1 else []), "method", *asked, "budget multiple"]
     about = "" if len(models) > 1 else f", {next(iter(models), '')}"
     title = f"{manifest.title or suite} ({suite}{about}): top-1 % by sparsity %"
-    notes = footnotes(results, source.attempts())
+    notes = (*footnotes(results, source.attempts()), *reached_notes(results.rows))
     return section(title, headers, table, {"model", "method"}, notes)
 
 
@@ -64,10 +65,20 @@ def place(text: str) -> tuple[bool, float]:
 
 def cell(row: Row) -> str:
     """Accuracy, and whether a layer was emptied; for a penalty, the sparsity that it reached."""
-    text = accuracy(row) + (" dead" if row.dead else "")
-    if asked_text(row.spec) == "penalty" and row.reached_sparsity is not None:
-        text += f" (at {100 * row.reached_sparsity:.1f})"
-    return text
+    return accuracy(row) + (" dead" if row.dead else "") + reached(row)
+
+
+def reached(row: Row) -> str:
+    """The sparsity that a penalty reached; nothing where one was asked for, or none is known."""
+    if asked_text(row.spec) != "penalty" or row.reached_sparsity is None:
+        return ""
+    return f" (at {100 * row.reached_sparsity:.1f})"
+
+
+def reached_notes(rows: Iterable[Row]) -> Iterator[str]:
+    """What stands behind the accuracy of a penalty."""
+    if any(reached(row) for row in rows):
+        yield "(at ...): the sparsity that it reached, in %."
 
 
 def multiples(found: dict[str, Row]) -> str:

@@ -66,9 +66,7 @@ def footnotes(results: Results, attempts: Sequence[Record]) -> Iterator[str]:
         )
     if against := dict.fromkeys(row.label for row in rows if row.smaller):
         yield f"narrower dense networks, their ratios against the full width: {', '.join(against)}."
-    if idle := [f"{name_text(row)}: {row.idle:,.0f}" for row in rows if row.mostly_idle]:
-        why = "as they decayed or were never trained"
-        yield f"kept, but all but zero, {why}: {'; '.join(idle)} weights."
+    yield from idle(rows)
     if filters := dict.fromkeys(row.label for row in rows if row.of_filters):
         yield (
             f"sparsity asked of filters, not of weights: {', '.join(filters)}; the inputs that a "
@@ -83,10 +81,7 @@ def footnotes(results: Results, attempts: Sequence[Record]) -> Iterator[str]:
             "training MACs: multiply-adds of one seed's whole training, forward and backward, if "
             "every zero were skipped; the source's are not in them."
         )
-    if any(asked_text(row.spec).endswith("top-k") for row in rows):
-        yield "`by top-k`: a penalty trains; a last ranking by its own importance lands there."
-    if any(asked_text(row.spec) == "penalty" for row in rows):
-        yield "`penalty`: no sparsity can be asked for; the strength of the penalty decides it."
+    yield from penalties(rows)
     statuses = {status for row in rows for status in row.statuses}
     yield from (text for status, text in MARKS.items() if status in statuses)
     if "missing" in statuses or any(row.nonzero is None for row in rows):
@@ -103,6 +98,25 @@ def footnotes(results: Results, attempts: Sequence[Record]) -> Iterator[str]:
         verb = "is" if results.stale == 1 else "are"
         records = plural(results.stale, "record")
         yield f"{records} of earlier versions of this suite {verb} not shown."
+
+
+def idle(rows: Iterable[Row]) -> Iterator[str]:
+    """One line for the rows of which much of what is kept does nothing."""
+    if found := [f"{name_text(row)}: {row.idle:,.0f}" for row in rows if row.mostly_idle]:
+        why = "as they decayed or were never trained (where they are over a tenth of the kept)"
+        yield f"kept, but all but zero, {why}: {'; '.join(found)} weights."
+
+
+def penalties(rows: Sequence[Row]) -> Iterator[str]:
+    """What is asked of methods whose penalty decides the sparsity."""
+    asked = {asked_text(row.spec) for row in rows}
+    if any(text.endswith("top-k") for text in asked):
+        yield (
+            "`by top-k`: a penalty trains; a last ranking by its own importance lands there. What "
+            "it brings back may be all but zero: then several sparsities are one network."
+        )
+    if "penalty" in asked:
+        yield "`penalty`: no sparsity can be asked for; the strength of the penalty decides it."
 
 
 def labelled_options(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:

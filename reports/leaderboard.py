@@ -10,9 +10,16 @@ from bench.errors import UsageError
 from bench.store import Store
 from reports import reproduction
 from reports.aggregate import Row, aggregate, mean, model_text
-from reports.by_sparsity import TOP_K, cell, line_name, multiples, place, sparsity_text
+from reports.by_sparsity import cell, line_name, multiples, place, reached_notes, sparsity_text
 from reports.folders import stores
-from reports.footnotes import MARKS, environments, plural, shared_conditions
+from reports.footnotes import (
+    MARKS,
+    environments,
+    idle,
+    penalties,
+    plural,
+    shared_conditions,
+)
 from reports.markdown import section
 
 BEGIN, END = "<!-- leaderboard: begin -->", "<!-- leaderboard: end -->"
@@ -111,16 +118,20 @@ def notes(rows: Sequence[Row]) -> Iterator[str]:
     """What the figures are, where they come from, and what their marks mean."""
     yield (
         "accuracy on the test set after the last step, mean ± standard deviation over n seeds; "
-        "bold: the highest mean of a column, which a few seeds need not tell from the next."
+        "bold: the highest mean of a column that several methods have, which a few seeds need not "
+        "tell from the next."
     )
     yield (
-        "behind the best: points behind the highest mean of a column, averaged over the columns "
-        "that the method has; the order of the table. Empty where one of them has no accuracy."
+        "behind the best: points behind the highest mean of such a column, averaged over those "
+        "that the method has; the order of the table. Empty where it has none, or no accuracy in "
+        "one of them."
     )
+    yield "budget multiple: batches of the training over those of the budget."
     yield from shared_conditions(rows)
     yield from environments(rows)
-    if any(line_name(row).endswith(TOP_K) for row in rows):
-        yield "`by top-k`: a penalty trains; a last ranking by its own importance lands there."
+    yield from penalties(rows)
+    yield from reached_notes(rows)
+    yield from idle(rows)
     statuses = [status for row in rows for status in row.statuses]
     yield from (text for status, text in MARKS.items() if status in statuses)
     if dead := sum(bool(row.dead) for row in rows):

@@ -359,7 +359,7 @@ def notes(score: Score) -> Iterator[str]:
     yield (
         "score: of the published figures that were run by the same protocol, the share whose mean "
         "over seeds lies within max(0.5 points, 2 published standard deviations). Whether the "
-        "protocol is the same was decided for each figure before it was run."
+        "protocol is the same was decided for each of them before it was first run."
     )
     yield "ours: mean ± standard deviation over n seeds."
     yield "target: sparsity, or the part of the weights that is left, as the paper's table has it."

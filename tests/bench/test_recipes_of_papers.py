@@ -69,6 +69,7 @@ GLOROT = (("initialisation", "glorot_normal"),)
 HE = (("initialisation", "he_fan_out"),)
 LECUN = (("initialisation", "lecun_normal"),)
 SMALL = (("initialisation", "normal"),)
+LINEAR = (("initialisation", "normal_linear"),)
 UNIT = (("normalise", False),)
 LENGTH = (("normalise", "unit"),)
 CENTRED = (("normalise", "mean_image"),)
@@ -287,7 +288,7 @@ TABLE = {
         (),
         "adam",
         0,
-        more=(*CENTRED, *SMALL),
+        more=(*CENTRED, *LINEAR),
     ),
     "vd-lenet-300": Row(
         MNIST, 120_000, 100, vd_half(1e-3, 600), (), "adam", 0, more=(*CENTRED, *SMALL)

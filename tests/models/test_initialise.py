@@ -62,6 +62,17 @@ def test_normal_has_a_deviation_of_a_hundredth_whatever_the_layer():
         assert not layer.bias.any()
 
 
+def test_normal_linear_is_for_linear_layers_and_convolutions_are_glorots_uniform():
+    for layer in layers(drawn("conv2", "normal_linear")):
+        if isinstance(layer, nn.Linear):
+            check_standard_normal(standardised(layer.weight, 1e-4))
+        else:
+            share = layer.weight.detach() / math.sqrt(6 / sum(fans(layer.weight)))
+            assert 0.99 < share.abs().max() <= 1
+            assert share.var() == pytest.approx(1 / 3, rel=0.05)
+        assert not layer.bias.any()
+
+
 def test_lecun_normal_has_variance_one_over_fan_in_in_every_layer():
     for layer in layers(drawn("conv4", "lecun_normal")):
         fan_in, _ = fans(layer.weight)
@@ -126,6 +137,6 @@ def test_transposed_and_grouped_convolutions_are_drawn_too():
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    allowed = "allowed: model, glorot_normal, he_fan_out, lecun_normal, normal"
+    allowed = "allowed: model, glorot_normal, he_fan_out, lecun_normal, normal, normal_linear"
     with pytest.raises(ValueError, match=f"initialisation: found 'xavier'; {allowed}"):
         initialise(nn.Linear(1, 1), "xavier")

@@ -81,13 +81,37 @@ def test_every_figure_of_dpf_on_imagenet_is_the_sources_digit_by_digit():
     assert ours == expected
 
 
+MNIST_SUMMARY = {
+    # sparsity: DSR, sparse momentum, SET, DeepR; dense: 0.9869
+    "99%": (0.9754, 0.9753, 0.958, 0.94),
+    "98%": (0.9814, 0.982, 0.9774096, 0.9821),
+    "95%": (0.9832, 0.9853, 0.9814458, 0.9806),
+    "90%": (0.9844, 0.9867, 0.9839157, 0.9819),
+}
+"""Of results/MNIST_sparse_summary.csv in TimDettmers/sparse_learning, which has 96 and 97 % too."""
+
+
+def test_the_summary_of_sparse_momentums_repository_is_its_files():
+    table = papers.load("dettmers2019").tables["summary"]
+    methods = ("dsr_mnist", "sparse_momentum", "set_mnist", "deepr_mnist")
+    expected = {("dense", "0%"): 0.9869} | {
+        (method, target): figure
+        for target, figures in MNIST_SUMMARY.items()
+        for method, figure in zip(methods, figures, strict=True)
+    }
+    assert len(table.cells) == len(expected)
+    for cell in table.cells:
+        assert float(cell.top1) == round(100 * expected[cell.method, cell.sparsity], 2)
+
+
 @needs_sources
 @pytest.mark.parametrize("paper", [name for name in papers.names() if name != "dpf2020"])
 def test_figures_of_other_papers_stand_in_the_notes_on_methods(paper):
     text = (SOURCES / "methods.md").read_text(encoding="utf-8")
     figures = [
         getattr(cell, field)
-        for table in papers.load(paper).tables.values()
+        for name, table in papers.load(paper).tables.items()
+        if (paper, name) != ("dettmers2019", "summary")
         for cell in table.cells
         for field in (*FIGURES, "architecture")
     ]
