@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -74,7 +75,8 @@ class Dynamics:
             changed = torch.ne(mask, masks[name], out=torch.empty_like(last))
             torch.maximum(last, changed.mul_(step + 1), out=last)
         if kept:
-            points.append(compared(masks, state.masks, weights, step))
+            found = compared(masks, state.masks, weights, step)
+            points.extend([found] if found else [])
         self.seconds = before - started + time.perf_counter() - after
 
     def histogram(self, steps: int) -> tuple[int, ...]:
@@ -89,8 +91,8 @@ class Dynamics:
 
 def compared(
     before: dict[str, Tensor], after: dict[str, Tensor], weights: dict[str, Tensor], step: int
-) -> MaskUpdate:
-    """Figures of one update.
+) -> MaskUpdate | None:
+    """Figures of one update; None where weights are no numbers any more, as the loss will tell.
 
     Args:
         before: masks, by name.
@@ -105,6 +107,8 @@ def compared(
         rows.append(torch.stack([part.double() for part in sums]))
     size = sum(mask.numel() for mask in before.values())
     kept_before, kept, both, total, lost = torch.stack(rows).sum(0).tolist()
+    if not math.isfinite(total):
+        return None
     return MaskUpdate(
         step,
         _rounded(kept / size),

@@ -69,6 +69,8 @@ def _groups(optimizer: Optimizer) -> list[_Group]:
     found = []
     for options in optimizer.param_groups:
         parameters = options["params"]
+        if not parameters:  # a network without biases: the kernels want one at least
+            continue
         names = [] if kind is SGD and not options["momentum"] else MEMORY[kind]
         if any(options.get(name) for name in UNUSUAL) or not options["fused"]:
             return []

@@ -332,7 +332,10 @@ class _Resolver:
             init=self.init(question),
         )
         updates = sum(phase.updates.count(phase.steps) for phase in plan if phase.updates)
-        paid = source.multiple if source else 0.0
+        paid = 0.0
+        if source:  # its multiple is of its own budget
+            theirs = make_budget(source.spec.budget, self.recipe, budget.examples)
+            paid = source.multiple * (theirs.steps / budget.steps)
         if method.lands_on_all and row is not None:
             steps = _steps_to(plan, budget, 1 - row)
         return Cell(question.label, spec, steps, steps / budget.steps + paid, updates)

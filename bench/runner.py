@@ -200,7 +200,9 @@ class _Attempt:
         source = None
         if task.source is not None and spec.sparsity is not None:
             ones = {name: torch.ones_like(model.get_parameter(name)) for name in self.names}
-            source, self.source_multiple = sources.load(task.source, spec.sparsity, ones)
+            source, paid, length = sources.load(task.source, spec.sparsity, ones)
+            theirs = make_budget(length, task.recipe, len(self.data.train))
+            self.source_multiple = paid * (theirs.steps / self.budget.steps)
         self.ways = ways = task.ways
         if begun is not None:
             self.ways = ways = dataclasses.replace(ways, compiled=begun.compiled)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bench.errors import SourceMissing
 from bench.record import Record, landed
+from bench.spec import BudgetSpec
 from bench.store import Cell, Store, read, write_atomically
 from methods.api import Source
 
@@ -56,8 +57,10 @@ def read_masks(path: Path, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def load(files: SourceFiles, sparsity: float, masks: Mapping[str, Tensor]) -> tuple[Source, float]:
-    """What a source left at a sparsity, and what it cost in budgets.
+def load(
+    files: SourceFiles, sparsity: float, masks: Mapping[str, Tensor]
+) -> tuple[Source, float, BudgetSpec]:
+    """What a source left at a sparsity, what it cost in budgets, and how long one of these is.
 
     Args:
         files: the source's.
@@ -76,11 +79,12 @@ def load(files: SourceFiles, sparsity: float, masks: Mapping[str, Tensor]) -> tu
     path = files.masks / f"{_phase(record, view)}.safetensors"
     try:
         if path.exists():
-            return Source(read_masks(path, masks)), view.multiple
+            return Source(read_masks(path, masks)), view.multiple, view.spec.budget
         if view.steps != record.steps:
             raise FileNotFoundError(f"{path}: no such file")  # the finished network is sparser
         weights = load_file(files.weights)
-        return Source({n: (weights[n] != 0).to(m) for n, m in masks.items()}), view.multiple
+        found = {n: (weights[n] != 0).to(m) for n, m in masks.items()}
+        return Source(found), view.multiple, view.spec.budget
     except (OSError, SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise SourceMissing(
             f"{files.weights}: the source's network is not here ({error}). Move its record "

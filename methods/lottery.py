@@ -19,7 +19,11 @@ from methods.masking import (
     write_counts,
     write_masks,
 )
+from methods.ranking import ones
 from methods.schedules import spaced
+
+OWN_STREAM = 2**31
+"""Controls draw from here on."""
 
 LOOK = 100
 """Steps between looks at the validation loss; at least 20 looks in a training."""
@@ -207,13 +211,14 @@ class TicketControl(ProjectedMethod):
         """Takes the masks, and makes the initial weights."""
         assert run.source is not None
         state, generator = run.state, run.generator
-        generator.manual_seed(generator.initial_seed() + self.draw - 1)
+        # Not the source's stream, of the same seed: one that began at random would be drawn again.
+        generator.manual_seed(generator.initial_seed() + OWN_STREAM + self.draw)
         for name, mask in run.source.masks.items():
             state.masks[name].copy_(mask)
         if self.control == "reinit" or self.fresh:
             state.model.load_state_dict(run.fresh_weights(self.draw))
         if self.control == "shuffle":
-            counts = {name: int(mask.sum()) for name, mask in state.masks.items()}
+            counts = {name: int(ones(mask)) for name, mask in state.masks.items()}
             write_counts(state, random_scores(run), counts)
         for name, weight in state.weights.items():
             kept = weight[state.masks[name] != 0]

@@ -13,8 +13,8 @@ from methods.allocation import Scope, allocate, keep_count
 from methods.api import Budget, Phase, Run, Scores, SparsityMethod, TrainState
 from methods.ranking import NoOrderError as NoOrderError
 from methods.ranking import kth_largest as kth_largest
+from methods.ranking import ones, write_top
 from methods.ranking import topk_mask as topk_mask
-from methods.ranking import write_top
 
 GROWN = 1e-12
 """Least value of a weight that is kept: zero to the arithmetic, a non-zero to the counter.
@@ -187,5 +187,5 @@ class PruneAtInit(MaskedMethod):
         if not self.layers_of_source:
             return super().prune(run, density)
         assert run.source is not None
-        counts = {name: int(mask.sum()) for name, mask in run.source.masks.items()}
+        counts = {name: int(ones(mask)) for name, mask in run.source.masks.items()}
         return write_counts(run.state, self.scores(run), counts)

@@ -8,6 +8,9 @@ from typing import ClassVar
 from methods.api import Run, Scores, option
 from methods.masking import PruneAtInit
 
+OWN_DRAW = 2**31
+"""Of initial weights: none that `ticket_control` makes, so that its control is another network."""
+
 
 @dataclass(frozen=True)
 class SNIP(PruneAtInit):
@@ -39,4 +42,4 @@ class SNIP(PruneAtInit):
         """Prunes; draws all parameters anew if asked."""
         super().prune(run, density)
         if self.reinit:
-            run.state.model.load_state_dict(run.fresh_weights(1))
+            run.state.model.load_state_dict(run.fresh_weights(OWN_DRAW))

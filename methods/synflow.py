@@ -40,7 +40,11 @@ class SynFlow(PruneAtInit):
         """Synaptic flow through each weight of the masked network."""
         state, model = run.state, run.state.model
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        absolute = {name: tensor.detach().double().abs() for name, tensor in tensors.items()}
+        absolute = {
+            # Integers are positions and counters.
+            name: tensor.detach().double().abs() if tensor.is_floating_point() else tensor
+            for name, tensor in tensors.items()
+        }
         for name, tensor in absolute.items():
             if name in state.masks:
                 tensor.mul_(state.masks[name])

@@ -350,6 +350,19 @@ def test_a_seed_whose_source_diverged_is_skipped_beside_one_that_is_not(tmp_path
     assert line in list(footnotes(results, []))
 
 
+def test_snips_own_new_weights_are_not_those_of_its_control(tmp_path, monkeypatch):
+    monkeypatch.setattr(inspection, "CHANCE_FACTOR", 0.0)  # nothing is learnt
+    plan = plan_with(tmp_path, "[methods.snip]\nreinit = true", budget="{ steps = 2 }")
+    store = Store(tmp_path / "records", "tiny")
+    train(plan, store, list(plan.manifest.cells), Settings("cpu", workers=1))
+    one, other = (
+        load_file(store.weights(cell_of(plan, label).spec))["fc1.weight"]
+        for label in ("snip", f"snip: {REINITIALISED}")
+    )
+    assert torch.equal(one != 0, other != 0)
+    assert not (one == other)[one != 0].any()
+
+
 def test_initial_weights_are_the_seeds_and_others_where_re_initialised(tmp_path, monkeypatch):
     monkeypatch.setattr(inspection, "CHANCE_FACTOR", 0.0)  # nothing is learnt
     recipe = write_recipe(tmp_path, "batch = 50\nlr = 1e-30")

@@ -11,11 +11,11 @@ import torch
 
 from bench import checkpoint
 from bench.dynamics import Dynamics, compared
-from bench.record import MaskUpdate
+from bench.record import MaskUpdate, decode, encode
 from bench.store import Store
 from methods.api import Cadence, Phase, SparsityMethod
 from methods.dpf import DPF
-from tests.bench.cells import train, train_one, write_suite
+from tests.bench.cells import train, train_one, write_recipe, write_suite
 from tests.tiny import TINY_RECIPE, copied, hand_state, tiny_trainer, watch_updates
 from tests.tiny import train as train_to_end
 
@@ -62,6 +62,22 @@ def test_weights_of_zeros_have_lost_nothing():
     assert found.delta == 0
     nothing = compared(values(w=[1.0]), values(w=[0.0]), values(w=[2.0]), 0)
     assert (nothing.density, nothing.iou, nothing.delta) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_have_no_figures(broken):
+    assert compared(values(w=[1.0]), values(w=[1.0]), values(w=[broken]), 0) is None
+
+
+def test_a_cell_whose_loss_is_gone_between_two_updates_has_a_record_that_can_be_read(tmp_path):
+    # An update that keeps all does not look at the weights: the ramp's first level is a long one.
+    recipe = write_recipe(tmp_path, "batch = 64\nlr = 1e4\nmomentum = 0.9\ndrops = [0.5, 0.75]")
+    budget = "{ epochs = 20 }"
+    path = write_suite(tmp_path, "[methods.dpf]\nevery = 2", recipe=recipe, budget=budget)
+    record = train_one(path, tmp_path / "records")
+    assert record.status == "diverged"
+    assert record.mask_updates
+    assert decode(encode(record), "") == record
 
 
 def test_each_weight_has_the_step_of_its_last_change():

@@ -91,6 +91,14 @@ def test_every_kind_gives_torchs_digits(name, long_ways):
     assert len(long_ways) == (5 if name == "sgd" else 6)
 
 
+@pytest.mark.parametrize("name", MAKES)
+def test_a_group_without_parameters_is_passed_over_as_torch_does(name):
+    pair = Pair(lambda groups, lr: MAKES[name]([*groups, {"params": []}], lr))
+    for number in range(3):
+        pair.step(number)
+        pair.check()
+
+
 def test_a_parameter_without_a_gradient_is_left_out_as_torch_does(long_ways):
     pair = Pair(MAKES["adam"])
     for number, without in enumerate([None, 1, None, 2, None]):

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bench import runner, saving
+from bench import inspection, runner, saving
 from bench.datasets import DATASETS
 from bench.launch import CELL_FAILED, DONE, Settings, chosen, left, train, verdict
 from bench.networks import probe
@@ -449,3 +449,24 @@ def test_a_cell_that_stopped_before_it_landed_has_rows_without_figures(tmp_path,
     assert rows["lottery_ticket", 0.5].nonzero is None
     assert rows["reinit", 0.3].statuses == ("ok",)
     assert rows["reinit", 0.5].statuses == ("missing",)
+
+
+SHORT = """
+[methods.one_shot]
+budget = { steps = 40 }
+[methods.reinit]
+method = "ticket_control"
+source = "one_shot"
+"""
+
+
+def test_what_a_source_cost_is_counted_in_the_budgets_of_the_cell(tmp_path, monkeypatch):
+    monkeypatch.setattr(inspection, "CHANCE_FACTOR", 0.0)  # nothing is learnt
+    budget = "{ steps = 10, max_multiple = 9 }"
+    plan = plan_of(write_suite(tmp_path, SHORT, sparsities="[0.5]", budget=budget))
+    store = Store(tmp_path / "records", "tiny")
+    train(plan, store, list(plan.manifest.cells), Settings("cpu", workers=1))
+    source, control = store.records()
+    assert (source.label, source.steps, source.multiple) == ("one_shot", 48, 1.2)
+    assert control.multiple == (10 + 48) / 10
+    assert [cell.multiple for cell in plan.manifest.cells] == [1.2, 5.8]

@@ -111,16 +111,17 @@ BY_ROUND = {f"round-{r}": masks_of(kept, seed=r) for r, kept in enumerate((62, 3
 def test_a_source_of_rounds_gives_the_masks_and_the_cost_of_the_round_that_landed(tmp_path):
     files = files_of(tmp_path, rounds(), masks=BY_ROUND)
     for sparsity, name, cost in ((0.0, "round-0", 1), (0.5, "round-1", 2), (0.75, "round-2", 3)):
-        source, multiple = load(files, sparsity, ONES)
+        source, multiple, length = load(files, sparsity, ONES)
         assert same(source.masks, BY_ROUND[name])
         assert multiple == pytest.approx(cost)
+        assert length == rounds().spec.budget
 
 
 def test_an_ordinary_source_gives_the_zeros_of_its_finished_network(tmp_path):
     record = rounds(phases=(PhaseResult("train", 30, 0.25, 30),), multiple=1.2)
     mask = masks_of(16)
     weights = {n: -0.5 * m for n, m in mask.items()} | {"fc.bias": torch.ones(5)}
-    source, multiple = load(files_of(tmp_path, record, weights), 0.75, ONES)
+    source, multiple, _ = load(files_of(tmp_path, record, weights), 0.75, ONES)
     assert same(source.masks, mask)
     assert multiple == 1.2
 
@@ -137,7 +138,7 @@ def test_a_source_that_diverged_later_still_gives_the_rounds_it_had(tmp_path):
     stopped = rounds(status="diverged", reason="the loss is nan", counts=None, top1=None, steps=20)
     stopped = dataclasses.replace(stopped, phases=stopped.phases[:3], multiple=2.0)
     files = files_of(tmp_path, stopped, masks=BY_ROUND)
-    source, multiple = load(files, 0.5, ONES)
+    source, multiple, _ = load(files, 0.5, ONES)
     assert same(source.masks, BY_ROUND["round-1"])
     assert multiple == 2.0
     with pytest.raises(SourceMissing, match=r"is diverged: the loss is nan$"):

@@ -514,6 +514,17 @@ def test_shuffling_permutes_the_mask_within_each_layer():
     assert both == pytest.approx(kept**2 / 12_288, abs=4 * 21)
 
 
+def test_masks_that_were_drawn_at_random_are_drawn_otherwise_by_their_control():
+    # The same seed: 90 % of fc1 is zero, so by chance a tenth of the kept is kept again.
+    drawn = tiny_trainer("random")
+    next(drawn.run())
+    trainer = tiny_trainer(TicketControl("shuffle"))
+    trainer.source = Source(drawn.state.masks)
+    next(trainer.run())
+    old, new = drawn.state.masks["fc1.weight"], trainer.state.masks["fc1.weight"]
+    assert float((old * new).sum() / old.sum()) == pytest.approx(0.1, abs=0.05)
+
+
 def test_shuffling_can_draw_all_parameters_anew_too():
     weights, trainer = begun(TicketControl("shuffle", fresh=True))
     assert same(weights, initial(1))

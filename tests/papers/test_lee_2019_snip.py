@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from bench.trial import network
 from methods.allocation import allocate, keep_count
-from methods.snip import SNIP
+from methods.snip import OWN_DRAW, SNIP
 from tests.tiny import (
     TINY_RECIPE,
     FakeRun,
@@ -193,7 +193,7 @@ def test_if_asked_training_starts_from_other_weights_than_were_scored():
     )
     next(plain.run())
     next(other.run())
-    scored, fresh = tiny_model("conv"), network("conv", 0, 1)
+    scored, fresh = tiny_model("conv"), network("conv", 0, OWN_DRAW)
     for name, mask in other.state.masks.items():
         assert torch.equal(mask, plain.state.masks[name])
         weight = other.state.weights[name].detach()

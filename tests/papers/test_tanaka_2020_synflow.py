@@ -105,6 +105,24 @@ def test_every_parameter_and_buffer_counts_by_its_absolute_value():
     assert not torch.equal(scores_of(trainer)["conv2.weight"], expected["conv2.weight"])
 
 
+class Indexed(nn.Linear):
+    """Has positions among its buffers, as relative attention has."""
+
+    def __init__(self):
+        super().__init__(2, 2, bias=False)
+        self.register_buffer("order", torch.tensor([1, 0]))
+
+    def forward(self, x):
+        return super().forward(x)[:, self.order]
+
+
+def test_buffers_of_integers_stay_as_they_are():
+    model = nn.Sequential(nn.Flatten(), Indexed())
+    model[1].weight.data.copy_(torch.tensor(FIRST))
+    scores = scores_of(run_of(model))
+    assert torch.equal(scores["1.weight"], torch.tensor(FIRST).abs().double())
+
+
 @dataclass(frozen=True)
 class Watched(SynFlow):
     def scores(self, run):
