@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from bench import suite
+from bench.prunable import prunable_names, shapes
 from bench.resolve import make_method
 from bench.spec import Scalar
 from bench.suite import Suite
-from models import model_options
+from methods.allocation import keep_count
+from methods.api import Budget
+from models import create_model, model_options
 from reports import papers, reproduction, specs
 from reports.fields import FIELDS
 from reports.papers import PublishedCell
@@ -131,3 +134,21 @@ def test_suites_of_cifar10_ask_for_three_seeds_unless_they_only_prove_the_way(na
 def test_every_table_of_the_score_names_its_paper():
     assert all(spec.paper and spec.table for spec in reproduction.tables())
     assert {spec.name for spec in reproduction.tables()} <= set(specs.names())
+
+
+@pytest.mark.parametrize(
+    "name", ["mnist-lth", "mnist-lth-pixels", "cifar10-conv2", "cifar10-conv4", "cifar10-conv6"]
+)
+def test_tickets_of_the_papers_are_what_whole_rounds_leave(name):
+    """A weight or two more at the most: one less would cost a round more."""
+    asked = [q for q in suite.load(name).questions if q.method == "lottery_ticket" and q.seed == 0]
+    assert asked
+    for one in asked:
+        method = make_method(one.method, one.options, "")
+        image = (1, 28, 28) if name.startswith("mnist") else (3, 32, 32)
+        model = create_model(one.model, image, **one.model_options)
+        weights = shapes(model, prunable_names(model, method, one.prunable))
+        total = sum(math.prod(shape) for _, shape in weights)
+        rounds = method.levels(Budget(1000, 100, 55_000, (), weights), 0.01)
+        kept = keep_count(total, 1 - one.sparsity)
+        assert any(0 <= kept - sum(left.values()) <= 2 for left in rounds)
