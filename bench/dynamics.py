@@ -76,7 +76,8 @@ class Dynamics:
             torch.maximum(last, changed.mul_(step + 1), out=last)
         if kept:
             found = compared(masks, state.masks, weights, step)
-            points.extend([found] if found else [])
+            if found is not None:
+                points.append(found)
         self.seconds = before - started + time.perf_counter() - after
 
     def histogram(self, steps: int) -> tuple[int, ...]:

@@ -153,6 +153,11 @@ def make_budget(spec: BudgetSpec, recipe: Recipe, examples: int) -> Budget:
     return Budget(steps, per_epoch, examples, recipe.drops)
 
 
+def in_budgets(multiple: float, of: BudgetSpec, budget: Budget, recipe: Recipe) -> float:
+    """What so many budgets of a source are, in those of a cell of the same recipe and data."""
+    return multiple * (make_budget(of, recipe, budget.examples).steps / budget.steps)
+
+
 def _check_recipe(recipe: Recipe, suite: Suite) -> None:
     """Whether the recipe says what a folder needs, and nothing that arrays have no use for."""
     where = f"{suite.where}: recipe {suite.recipe}"
@@ -333,9 +338,8 @@ class _Resolver:
         )
         updates = sum(phase.updates.count(phase.steps) for phase in plan if phase.updates)
         paid = 0.0
-        if source:  # its multiple is of its own budget
-            theirs = make_budget(source.spec.budget, self.recipe, budget.examples)
-            paid = source.multiple * (theirs.steps / budget.steps)
+        if source:
+            paid = in_budgets(source.multiple, source.spec.budget, budget, self.recipe)
         if method.lands_on_all and row is not None:
             steps = _steps_to(plan, budget, 1 - row)
         return Cell(question.label, spec, steps, steps / budget.steps + paid, updates)

@@ -55,7 +55,7 @@ from bench.record import (
     one_line,
     told,
 )
-from bench.resolve import load_data, make_budget, make_method
+from bench.resolve import in_budgets, load_data, make_budget, make_method
 from bench.saving import Saver, check_device, check_disk
 from bench.seeds import derive
 from bench.sharing import SharedStep
@@ -201,8 +201,7 @@ class _Attempt:
         if task.source is not None and spec.sparsity is not None:
             ones = {name: torch.ones_like(model.get_parameter(name)) for name in self.names}
             source, paid, length = sources.load(task.source, spec.sparsity, ones)
-            theirs = make_budget(length, task.recipe, len(self.data.train))
-            self.source_multiple = paid * (theirs.steps / self.budget.steps)
+            self.source_multiple = in_budgets(paid, length, self.budget, task.recipe)
         self.ways = ways = task.ways
         if begun is not None:
             self.ways = ways = dataclasses.replace(ways, compiled=begun.compiled)

@@ -223,12 +223,14 @@ def sparsebench(*arguments: str | Path, cwd: Path, **environment: str) -> subpro
     )
 
 
-def digits_like(count: int = 64, classes: int = 10, **changes: Any) -> dict[str, Any]:
+def digits_like(
+    count: int = 64, classes: int = 10, size: tuple[int, ...] = (28, 28), **changes: Any
+) -> dict[str, Any]:
     """Arrays as in an .npz of MNIST, with `count` random images in each half."""
     rng = np.random.default_rng(0)
     arrays: dict[str, Any] = {}
     for split in ("train", "test"):
-        arrays[f"x_{split}"] = rng.integers(0, 256, size=(count, 28, 28), dtype=np.uint8)
+        arrays[f"x_{split}"] = rng.integers(0, 256, size=(count, *size), dtype=np.uint8)
         arrays[f"y_{split}"] = (np.arange(count) % classes).astype(np.uint8)
     return arrays | changes
 

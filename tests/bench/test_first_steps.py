@@ -14,6 +14,7 @@ from bench.recipes import Recipe
 from bench.resolve import resolve
 from bench.spec import BudgetSpec
 from bench.store import Store
+from tests.bench.cells import digits_like
 
 pytestmark = pytest.mark.faults
 
@@ -21,8 +22,8 @@ STEPS = 4
 MULTIPLE = 1000.0
 """A score of 100 batches is little beside a paper's training, and much beside 4 steps."""
 
-TRAIN, TEST = 192, 64
-"""Images; of the first, 64 to validate where the paper sets 5,000 aside."""
+IMAGES, VALIDATION = 192, 64
+"""In each half; of those to train on, so many to validate where the paper sets 5,000 aside."""
 
 SUITES = [name for name in suite.names() if name.startswith("cifar10-")]
 
@@ -30,12 +31,7 @@ SUITES = [name for name in suite.names() if name.startswith("cifar10-")]
 @pytest.fixture
 def data(tmp_path) -> Path:
     """Noise of the size and type of CIFAR-10."""
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for split, count in (("train", TRAIN), ("test", TEST)):
-        arrays[f"x_{split}"] = rng.integers(0, 256, size=(count, 32, 32, 3), dtype=np.uint8)
-        arrays[f"y_{split}"] = np.arange(count) % 10
-    np.savez(tmp_path / "cifar10.npz", **arrays)
+    np.savez(tmp_path / "cifar10.npz", **digits_like(IMAGES, size=(32, 32, 3)))
     return tmp_path
 
 
@@ -45,7 +41,7 @@ def test_every_cell_of_a_suite_trains_its_first_steps(name, data, monkeypatch):
 
     def smaller(*arguments: Any) -> Recipe:
         recipe = load(*arguments)
-        return dataclasses.replace(recipe, validation=TEST) if recipe.validation else recipe
+        return dataclasses.replace(recipe, validation=VALIDATION) if recipe.validation else recipe
 
     monkeypatch.setattr(recipes, "load", smaller)
     monkeypatch.setattr(inspection, "CHANCE_FACTOR", 0.0)  # nothing is learnt
