@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bench.record import LayerCount
-from methods.api import SparsityMethod, TrainState
+from methods.api import Run, SparsityMethod, TrainState
 from methods.ranking import ones
 
 
@@ -25,7 +25,7 @@ class Meter:
 
     Args:
         method: says which weights its passes use.
-        state: of the run; its masks are read.
+        state: of the run; its masks say which layers are prunable.
         layers: of the plain dense network, from `bench.counting`; without them nothing is summed.
         batch: images of a training step.
 
@@ -37,7 +37,7 @@ class Meter:
     def __init__(
         self, method: SparsityMethod, state: TrainState, layers: Sequence[LayerCount], batch: int
     ) -> None:
-        self.method, self.state, self.batch = method, state, batch
+        self.method, self.batch = method, batch
         # How often an image uses each weight of a layer.
         self.uses = {
             line.name: line.dense_macs / line.weights
@@ -55,17 +55,17 @@ class Meter:
         self.total += (step - self.counted) * self.rate
         self.counted = step
 
-    def refresh(self) -> None:
+    def refresh(self, run: Run) -> None:
         """Takes the cost of a step anew, after the masks have changed."""
-        used = self.method.forward_masks(self.state)
-        updated = self.method.gradient_masks(self.state)
+        used = self.method.forward_masks(run)
+        updated = self.method.gradient_masks(run)
         forward = self._macs(used)
         gradient = forward if updated is used else self._macs(updated)
         self.rate.copy_(self.batch * (2 * forward + gradient))
 
-    def add_scoring(self, images: int) -> None:
+    def add_scoring(self, run: Run, images: int) -> None:
         """Adds a pass outside of training: forward, and backward to every weight's gradient."""
-        passes = 2 * self._macs(self.method.forward_masks(self.state))
+        passes = 2 * self._macs(self.method.forward_masks(run))
         self.total += images * (passes + self.dense)
 
     def end_phase(self, step: int) -> float:

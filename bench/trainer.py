@@ -344,7 +344,7 @@ class Trainer:
         with torch.enable_grad(), torch.random.fork_rng(self._rng_devices(images.device)):
             torch.manual_seed(derive(self.seed, "scoring", self.cursor.scored))
             self.cursor.scored += 1
-            self.meter.add_scoring(self.group.size * len(images))
+            self.meter.add_scoring(self, self.group.size * len(images))
             with precision(self.recipe, images.device), whole_batch_norm(self.group, fused=False):
                 outputs: Tensor = call_with(model, copies, images)
             # In half precision, what a method computes from them would be lost.
@@ -598,7 +598,7 @@ class Trainer:
                     yield
             except NoOrderError as error:
                 raise Diverged(f"after step {self.cursor.total}: {error}") from error
-        self.meter.refresh()
+        self.meter.refresh(self)
         self.hot.changed()
 
 

@@ -414,13 +414,13 @@ class SparsityMethod:
 
     # What the training costs in theory; read between steps.
 
-    def forward_masks(self, state: TrainState) -> Mapping[str, Tensor] | None:
+    def forward_masks(self, run: Run) -> Mapping[str, Tensor] | None:
         """Masks of the weights that a training pass multiplies by; None: all of them."""
-        return state.masks
+        return run.state.masks
 
-    def gradient_masks(self, state: TrainState) -> Mapping[str, Tensor] | None:
-        """Masks of the weights whose gradient every step needs; None: all of them."""
-        return state.masks
+    def gradient_masks(self, run: Run) -> Mapping[str, Tensor] | None:
+        """Masks of the weights whose gradient every step of the phase needs; None: all of them."""
+        return run.state.masks
 
     # In every step: in place, no wait for the device, captured.
 

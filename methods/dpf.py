@@ -83,8 +83,9 @@ class DPF(FineTuned):
         level = run.step // levels.every * levels.every
         self.rank(run, cubic_density(level, 0, levels.stop - 1, target))
 
-    def gradient_masks(self, state: TrainState) -> None:
-        """None: pruned weights are updated too."""
+    def gradient_masks(self, run: Run) -> Mapping[str, Tensor] | None:
+        """None, as pruned weights are updated too; in fine-tuning nothing reads them again."""
+        return run.state.masks if run.phase.name == FINETUNE else None
 
     def edit_gradients(self, state: TrainState) -> None:
         """Takes off what the optimizer is about to add for pruned weights, where asked."""

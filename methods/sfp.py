@@ -14,7 +14,6 @@ from methods.api import (
     Phase,
     Run,
     SparsityMethod,
-    TrainState,
     option,
 )
 from methods.filters import (
@@ -82,10 +81,10 @@ class SFP(SparsityMethod):
         for name, mask in run.state.masks.items():
             run.state.weights[name].mul_(mask)
 
-    def forward_masks(self, state: TrainState) -> None:
+    def forward_masks(self, run: Run) -> None:
         """None: between updates every filter takes part, zeroed ones from their first step on."""
 
-    def gradient_masks(self, state: TrainState) -> None:
+    def gradient_masks(self, run: Run) -> None:
         """None, likewise."""
 
     def finish(self, run: Run) -> None:

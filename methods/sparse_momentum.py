@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from methods.allocation import Scope, apportion
-from methods.api import Budget, Cadence, Phase, Run, Scores, TrainState, option
+from methods.api import Budget, Cadence, Phase, Run, Scores, option
 from methods.drop_grow import drop_and_grow, smallest
 from methods.masking import MaskedMethod, random_scores, write_masks
 from methods.schedules import cosine_fraction, spaced
@@ -78,7 +78,7 @@ class SparseMomentum(MaskedMethod):
         assert run.phase.density is not None
         write_masks(run.state, random_scores(run), run.phase.density, self.scope)
 
-    def gradient_masks(self, state: TrainState) -> None:
+    def gradient_masks(self, run: Run) -> None:
         """None: the momentum of pruned weights is what grows them."""
 
     def rate(self, run: Run) -> float:

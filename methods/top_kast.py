@@ -79,9 +79,9 @@ class TopKAST(SparsityMethod):
             penalty[name].copy_(self.l2 * mask + outside * (backward[name] - mask))
             torch.mul(state.weights[name], 1 - backward[name], out=held[name])
 
-    def gradient_masks(self, state: TrainState) -> Mapping[str, Tensor]:
+    def gradient_masks(self, run: Run) -> Mapping[str, Tensor]:
         """B."""
-        return state.slots["backward"]
+        return run.state.slots["backward"]
 
     def edit_gradients(self, state: TrainState) -> None:
         """Leaves the gradient on B alone, and adds the penalty's."""

@@ -96,6 +96,15 @@ def test_methods_that_read_the_gradient_of_pruned_weights_pay_for_it(method):
     assert spent(trainer) == expected
 
 
+def test_dpf_fine_tunes_the_weights_of_its_last_masks_alone():
+    trainer = metered(DPF(finetune=0.5), density=0.1, steps=10)
+    train(trainer)
+    fed, tuned = trainer.cursor.phases
+    assert (fed.steps, tuned.steps) == (10, 5)
+    sparse = macs(trainer.state.masks, "mlp")
+    assert tuned.train_macs == 5 * BATCH * 3 * sparse < fed.train_macs / 2
+
+
 def test_top_kast_computes_gradients_on_its_wider_set():
     trainer = metered(TopKAST(every=3), density=0.1, steps=12)
     expected = walked(

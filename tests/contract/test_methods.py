@@ -321,7 +321,7 @@ def spoiled(trainer: Trainer, amount: float) -> Trainer:
     """Adds to the gradient of each weight outside of the method's `gradient_masks`."""
 
     def spoil(name: str, weight: torch.nn.Parameter) -> None:
-        masks = trainer.method.gradient_masks(trainer.state)
+        masks = trainer.method.gradient_masks(trainer)
         if masks is not None:
             assert weight.grad is not None
             weight.grad += amount * (masks[name] == 0)
