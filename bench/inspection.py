@@ -19,6 +19,9 @@ from methods.masking import GROWN
 CHANCE_FACTOR = 1.5
 """A final accuracy below this multiple of chance counts as diverged: the papers' `*`."""
 
+CHANCE_MARGIN = 5.0
+"""Points above chance that are enough with fewer than ten classes, where chance is high."""
+
 
 def counts(
     model: nn.Module,
@@ -91,8 +94,12 @@ def judge(found: Evaluation, left: Counts, classes: int) -> tuple[Status, str]:
         )
     if not math.isfinite(found.loss):
         return "diverged", "the network's outputs are not finite"
-    if found.top1 < CHANCE_FACTOR * 100 / classes:
-        return "diverged", f"accuracy {found.top1:.2f} % is under {CHANCE_FACTOR} times chance"
+    chance = 100 / classes
+    if found.top1 < min(CHANCE_FACTOR * chance, chance + CHANCE_MARGIN):
+        least = f"{CHANCE_FACTOR} times chance"
+        if classes < 10:
+            least = f"{chance + CHANCE_MARGIN:.2f} %, {CHANCE_MARGIN:g} points above chance"
+        return "diverged", f"accuracy {found.top1:.2f} % is under {least}"
     return "ok", ""
 
 
