@@ -40,6 +40,27 @@ class MaskSTE(nn.Module):
         return _StraightThrough.apply(weight, self.mask)  # type: ignore[no-any-return]
 
 
+def require_untied(model: nn.Module, name: str) -> None:
+    """Checks that one module alone uses a weight, for what changes how a module computes.
+
+    Args:
+        model: plain.
+        name: of the weight.
+
+    Raises:
+        TypeError: another module uses it too, and would go on as before.
+    """
+    weight = model.get_parameter(name)
+    users = [
+        f"{path}.{tensor}" if path else tensor
+        for path, module in model.named_modules()
+        for tensor, parameter in module._parameters.items()
+        if parameter is weight
+    ]
+    if len(users) > 1:
+        raise TypeError(f"{' and '.join(users)} are one weight: this method cannot prune it")
+
+
 def attach(model: nn.Module, name: str, parametrization: nn.Module) -> nn.Parameter:
     """Parametrizes one weight.
 
@@ -50,7 +71,11 @@ def attach(model: nn.Module, name: str, parametrization: nn.Module) -> nn.Parame
 
     Returns:
         The tensor that the optimizer sees.
+
+    Raises:
+        TypeError: another module uses the same weight.
     """
+    require_untied(model, name)
     path, _, tensor = name.rpartition(".")
     module = model.get_submodule(path)
     parametrize.register_parametrization(module, tensor, parametrization)

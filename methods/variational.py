@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 from methods.api import OptimizerSettings, Run, Scores, Shape, TrainState, option
+from methods.parametrizations import require_untied
 from methods.penalised import PenaltyMethod, decay_others
 
 EPSILON = 1e-8
@@ -113,9 +114,11 @@ class VariationalDropout(PenaltyMethod):
         """Gives the modules noise: their class becomes a subclass, until `make_plain`.
 
         Raises:
-            TypeError: a module does something else with its weight than its kind does.
+            TypeError: a module does something else with its weight than its kind does, or another
+                module uses the same weight.
         """
         for name, module in modules_of(model, masks):
+            require_untied(model, name)
             kind = type(module)
             if not is_plain(module):
                 raise TypeError(f"{name}: no noise is known for the forward pass of {kind}")

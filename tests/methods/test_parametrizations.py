@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from methods import get_method
 from methods.parametrizations import MaskSTE, attach, bake
 from tests.tiny import tiny_model
 
@@ -99,3 +100,14 @@ def test_baking_a_plain_network_does_nothing():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     bake(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "name", ["dpf", "top_kast", "l0", "str", "soft_deepr", "variational_dropout"]
+)
+def test_a_weight_that_two_modules_use_is_refused(name):
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2))
+    model[2].weight = model[0].weight
+    masks = {"0.weight": torch.ones(4, 4), "3.weight": torch.ones(2, 4)}
+    with pytest.raises(TypeError, match=r"^0\.weight and 2\.weight are one weight: "):
+        get_method(name)().prepare(model, masks, (1, 2, 2))
