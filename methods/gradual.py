@@ -19,9 +19,10 @@ class GradualMagnitude(FineTuned, MaskedMethod):
     reaches the target at the second learning-rate decay (Lin et al., 2020, call this incremental
     pruning).
 
-    Differs from the paper: strictly monotone, a pruned weight is zero and stays so (the published
-    code freezes it and lets it return); layers are ranked together as in Lin et al. (`scope =
-    "uniform"` gives every layer the same sparsity, as in the paper).
+    Differs from the paper: a pruned weight is zero and stays so (the published code freezes it and
+    lets it return); layers are ranked together as in Lin et al. (`scope = "uniform"` gives every
+    layer the same sparsity, as in the paper; as its counts are rounded, a layer may then get back
+    a single weight from one prune to the next).
 
     Attributes:
         every: steps between prunes (paper: 100 to 1000); at most a twentieth of the ramp.
