@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bench.errors import CannotCompact
+from methods.functional import shared
 
 
 @dataclass
@@ -105,6 +106,11 @@ def number(graph: fx.GraphModule, values: Mapping[fx.Node, Any]) -> Channels:
         numbers = _node(graph, channels, node, values[node])
         assert not isinstance(numbers, Tensor) or numbers.shape == values[node].shape, node
         channels.of[node] = numbers
+    # What one layer could lose of a tensor, another that shares it may need.
+    for name in (name.rpartition(".")[0] for names in shared(graph) for name in names):
+        norm = channels.norms.get(name)
+        for numbers in channels.layers.get(name, () if norm is None else (norm,)):
+            channels.pin(numbers)
     return channels
 
 

@@ -279,7 +279,7 @@ def _cut_layer(layer: nn.Module, outputs: Tensor, inputs: Tensor) -> None:
 
 def _slice(module: nn.Module, name: str, dim: int, stays: Tensor) -> None:
     tensor = getattr(module, name)
-    if tensor is None:
+    if tensor is None or bool(stays.all()):  # another module may have the same tensor
         return
     part = tensor.index_select(dim, stays.nonzero().flatten().to(tensor.device))
     if isinstance(tensor, nn.Parameter):

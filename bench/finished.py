@@ -23,7 +23,7 @@ from bench.recipes import Recipe
 from bench.record import Record
 from bench.resolve import load_arrays, load_data, make_method
 from bench.spec import Scalar
-from bench.store import Store, read
+from bench.store import Store, command, read
 from bench.streaming import to_device
 
 
@@ -45,7 +45,7 @@ def finished(path: Path) -> tuple[Record, dict[str, Tensor]]:
     if not weights.exists():
         raise RecordError(
             f"{weights}: the network is not here (weights are not committed). Move its record "
-            f"{path} away and run the suite again: sparsebench run {record.suite}"
+            f"{path} away and run the suite again: {command(record.suite)}"
         )
     tensors = read_tensors(weights)
     if (found := tensor_hash(tensors)) != record.weights_hash:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from bench.errors import SuiteError
-from methods.api import SparsityMethod
+from methods.api import Shape, SparsityMethod
 from methods.dense import Dense
+from methods.functional import shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,29 @@ def prunable_names(
             f"{', '.join(PRESETS)}.{why}"
         )
     return names
+
+
+def check_shared(
+    model: nn.Module, method: SparsityMethod, names: Sequence[str], shape: Shape
+) -> None:
+    """Checks that a method can prune weights that several modules use.
+
+    Args:
+        model: plain.
+        method: whose `prepare` is asked.
+        names: prunable weights.
+        shape: (channels, height, width) of an image.
+
+    Raises:
+        SuiteError: it says that it cannot.
+    """
+    if not any(name in names for users in shared(model) for name in users):
+        return
+    masks = {name: torch.ones_like(model.get_parameter(name)) for name in names}
+    try:
+        method.prepare(copy.deepcopy(model), masks, shape)
+    except TypeError as error:
+        raise SuiteError(f"{type(model).__name__}: {error}.") from error
 
 
 def parametrised(model: nn.Module) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from bench.folders import Folder
 from bench.initial import RANDOM, content, located
 from bench.networks import LOADING, probe
 from bench.planning import MAX_STEPS, check_plan
-from bench.prunable import PRESETS, parametrised, prunable_names, shapes
+from bench.prunable import PRESETS, check_shared, parametrised, prunable_names, shapes
 from bench.recipes import Recipe
 from bench.record import one_line, told
 from bench.small import compared, nearest_width
@@ -375,6 +375,7 @@ class _Resolver:
                 options = tuple(question.model_options.items())
                 model = probe(question.model, self.arrays.info, options)
                 names = prunable_names(model, method, question.prunable, question.sparsity)
+                check_shared(model, method, names, self.arrays.info.shape)
             except SuiteError as error:
                 raise SuiteError(f"{question.where}: {error}") from error
         weights = sum(model.get_parameter(name).numel() for name in names)

@@ -231,11 +231,7 @@ def watched(
     witness.attend(trainer)
     save(0)
     for done in trainer.run():
-        for slot, values in trainer.state.slots.items():
-            for name, value in values.items():
-                if not isinstance(value, Tensor):
-                    kind = type(value).__name__
-                    raise TypeError(f"slots[{slot!r}][{name!r}] is a {kind}, and no tensor")
+        trainer.state.check_slots()
         if not faults["same tensors"] and (names := replaced(before, trainer)):
             text = f"after step {done} another tensor stands for the {listed(names)}"
             faults["same tensors"].append(f"{text}: write in place")

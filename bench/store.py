@@ -262,14 +262,18 @@ class Store:
         """
         path = self.folder / "suite.json"
         if not path.exists():
-            raise RecordError(
-                f"{path}: no such file. Run the suite first: sparsebench run {self.suite}"
-            )
+            raise RecordError(f"{path}: no such file. Run the suite first: {command(self.suite)}")
         try:
             return msgspec.json.decode(path.read_bytes(), type=Manifest)
         except (msgspec.MsgspecError, SuiteError, ValueError, RecursionError, OSError) as error:
-            advice = f"Delete it and run the suite again: sparsebench run {self.suite}"
+            advice = f"Delete it and run the suite again: {command(self.suite)}"
             raise RecordError(f"{path}: damaged list of cells ({error}). {advice}") from error
+
+
+def command(suite: str) -> str:
+    """What to type to run a suite: its file's name, where it does not come with the harness."""
+    known = Path(__file__).parent / "suites" / f"{suite}.toml"
+    return f"sparsebench run {suite if known.exists() else known.name}"
 
 
 def read(path: Path, *, brief: bool = False) -> Record:

@@ -598,6 +598,7 @@ class Trainer:
                     yield
             except NoOrderError as error:
                 raise Diverged(f"after step {self.cursor.total}: {error}") from error
+        self.state.check_slots()
         self.meter.refresh(self)
         self.hot.changed()
 

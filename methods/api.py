@@ -213,6 +213,24 @@ class TrainState:
     progress: Tensor
     slots: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
+    def check_slots(self) -> None:
+        """Checks that every slot can be saved.
+
+        Raises:
+            TypeError: one holds something else than tensors by name.
+        """
+        for slot, values in self.slots.items():
+            if not isinstance(values, dict):
+                kind = type(values).__name__
+                raise TypeError(
+                    f"slots[{slot!r}] is a {kind}; allowed: a dict of tensors by name, such as "
+                    'slots["momentum"][weight]'
+                )
+            for name, value in values.items():
+                if not isinstance(value, Tensor):
+                    kind = type(value).__name__
+                    raise TypeError(f"slots[{slot!r}][{name!r}] is a {kind}, and no tensor")
+
 
 @dataclass(frozen=True, slots=True)
 class Source:

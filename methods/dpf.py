@@ -14,7 +14,7 @@ from methods.api import Budget, Cadence, Phase, Run, Shape, TrainState, option
 from methods.finetuning import FINETUNE, FineTuned
 from methods.masking import fill_zeros, magnitudes, write_masks
 from methods.parametrizations import MaskSTE, attach, bake
-from methods.schedules import cubic_density, ramp
+from methods.schedules import cubic_density, ramp, spaced
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class DPF(FineTuned):
 
     Attributes:
         scope: ranks all layers together (paper), or each by its own count.
-        every: steps between rankings (paper: p = 16).
+        every: steps between rankings (paper: p = 16), at most a twentieth of the budget.
         end: fraction of the budget at which the ramp ends; None: the recipe's second decay, else
             0.75.
         decay: the recipe's weight decay acts on all the dense weights (paper), or only on those
@@ -46,7 +46,8 @@ class DPF(FineTuned):
 
     def plan(self, budget: Budget, density: float | None) -> tuple[Phase, ...]:
         """One phase, re-ranked to its end, and fine-tuning of the last masks if asked."""
-        train = Phase("train", budget.steps, updates=Cadence(self.every))
+        every = spaced(self.every, budget.steps)
+        train = Phase("train", budget.steps, updates=Cadence(every))
         return (train, self.finetuning(budget)) if self.finetune else (train,)
 
     def prepare(

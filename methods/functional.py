@@ -1,4 +1,4 @@
-"""A model's forward pass with other tensors in the place of its own."""
+"""A model's forward pass with other tensors in the place of its own; who shares which."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+def shared(model: nn.Module) -> list[list[str]]:
+    """The names of each parameter that several modules use; one that stands twice counts once."""
+    users: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        for name, own in module._parameters.items():
+            if own is not None:
+                users.setdefault(id(own), []).append(f"{path}.{name}" if path else name)
+    return [names for names in users.values() if len(names) > 1]
 
 
 def call_with(model: nn.Module, tensors: Mapping[str, Tensor], *args: Any) -> Any:

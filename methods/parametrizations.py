@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from methods.functional import shared
+
 
 class _StraightThrough(torch.autograd.Function):
     """Forward w * m; backward the identity on w (Bengio et al., 2013)."""
@@ -50,15 +52,12 @@ def require_untied(model: nn.Module, name: str) -> None:
     Raises:
         TypeError: another module uses it too, and would go on as before.
     """
-    weight = model.get_parameter(name)
-    users = [
-        f"{path}.{tensor}" if path else tensor
-        for path, module in model.named_modules()
-        for tensor, parameter in module._parameters.items()
-        if parameter is weight
-    ]
-    if len(users) > 1:
-        raise TypeError(f"{' and '.join(users)} are one weight: this method cannot prune it")
+    for users in shared(model):
+        if name in users:
+            raise TypeError(
+                f"{' and '.join(users)} are one weight, which this method cannot prune (those that "
+                "hold pruned weights at zero can)"
+            )
 
 
 def attach(model: nn.Module, name: str, parametrization: nn.Module) -> nn.Parameter:

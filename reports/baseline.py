@@ -13,7 +13,7 @@ import msgspec
 from bench.errors import RecordError, SuiteError, UsageError
 from bench.record import SUITE_NAME, Record
 from bench.spec import CellSpec
-from bench.store import Store, suites
+from bench.store import Store, command, suites
 from reports.aggregate import CellStatus, Row, aggregate, asked_text, model_text
 from reports.footnotes import plural
 from reports.tolerance import POWER, Tolerance, spreads, tolerances
@@ -99,7 +99,7 @@ def make_baseline(root: Path, suite: str) -> Baseline:
     rows = aggregate(store.manifest(), store.records(brief=True)).rows
     finished = [row for row in rows if row.finished]
     if not finished:
-        advice = f"Run the suite first: sparsebench run {suite}"
+        advice = f"Run the suite first: {command(suite)}"
         raise RecordError(f"{store.folder}: no finished cell to make a baseline of. {advice}")
     try:
         return Baseline(SCHEMA, suite, tuple(map(summary, finished)), places(finished))

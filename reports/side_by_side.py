@@ -166,7 +166,8 @@ def _notes(found: Compared) -> Iterator[str]:
 
 
 def _of_other_seeds(pair: Pair) -> bool:
-    return accuracies_by_seed(pair.a).keys() != accuracies_by_seed(pair.b).keys()
+    a, b = accuracies_by_seed(pair.a).keys(), accuracies_by_seed(pair.b).keys()
+    return bool(a and b) and a != b
 
 
 def _conditions(a: Sequence[Row], b: Sequence[Row]) -> Iterator[str]:

@@ -471,3 +471,22 @@ def test_single_precision_outputs_differ_by_rounding_only():
     with torch.no_grad():
         expected = model(x)
         assert float((smaller(x) - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+def test_layers_of_one_weight_stay_whole_and_one():
+    layers = [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)]
+    layers[4].weight = layers[2].weight
+    model = nn.Sequential(nn.Flatten(), *layers, nn.ReLU(), nn.Linear(8, 6), nn.Linear(6, 3))
+    model = scrambled(model)
+    assert compact_counts(model.float(), (4,)).parameters == parameters(model)
+    model.double()
+    with torch.no_grad():
+        model[3].weight[0] = 0  # a row of both
+        model[7].weight[0] = 0
+        model[7].bias[0] = 0
+        model[7].weight[:, 2] = 0
+    smaller = checked(model, (4,))
+    assert smaller.model.get_submodule("3").weight is smaller.model.get_submodule("5").weight
+    assert parameters(smaller.model) == parameters(model) - (8 + 1) - 3
+    again = rebuild(model, (4,), smaller.kept)
+    assert parameters(again) == parameters(smaller.model)

@@ -519,6 +519,20 @@ def test_a_slot_that_is_no_tensor():
     )
 
 
+@dataclass(frozen=True)
+class TensorForSlot(PruneAtInit):
+    def start_phase(self, run):
+        super().start_phase(run)
+        run.state.slots["mean"] = torch.zeros(3)
+
+
+def test_a_slot_that_is_no_dict():
+    assert any(
+        "slots['mean'] is a Tensor; allowed: a dict of tensors by name" in text
+        for text in broken(TensorForSlot)
+    )
+
+
 @pytest.mark.parametrize("period", [2, 3, 4, 5])
 def test_state_in_the_groups_of_the_optimizer(period):
     @dataclass(frozen=True)

@@ -138,15 +138,15 @@ def test_updates_are_counted_over_all_phases():
 
 def test_the_figures_of_a_dpf_run_are_those_of_its_masks():
     recipe = dataclasses.replace(TINY_RECIPE, lr=0.2, drops=())
-    trainer = tiny_trainer(DPF(every=4), density=0.2, steps=60, recipe=recipe)
+    trainer = tiny_trainer(DPF(every=4, end=1.0), density=0.2, steps=80, recipe=recipe)
     log = watch_updates(trainer)
     before_finish = {}
     for step in trainer.run():
-        if step == 60:
+        if step == 80:
             before_finish = copied(trainer.dynamics.last_change)
     found = trainer.cursor.mask_updates
     # The last ranking, in `finish`, is one more.
-    assert [update.step for update in found] == [*(update.step for update in log), 60]
+    assert [update.step for update in found] == [*(update.step for update in log), 80]
     assert found[-1].flipped > 0
     last = {name: np.zeros(mask.shape, int) for name, mask in trainer.state.masks.items()}
     for seen, update in zip(log, found[:-1], strict=True):
@@ -164,25 +164,25 @@ def test_the_figures_of_a_dpf_run_are_those_of_its_masks():
             last[name][(mask != seen.old_masks[name]).numpy()] = seen.step + 1
     for name, change in before_finish.items():
         np.testing.assert_array_equal(change.numpy(), last[name])
-    # It prunes while it trains, and something still flips where the ramp has ended (step 45).
+    # It prunes while it trains.
     assert found[0].delta == 0 < found[-1].delta < 1
-    assert any(update.flipped for update in found if update.step > 48)
 
 
 def test_the_record_holds_the_dynamics(tmp_path):
     methods = "[methods.dpf]\n[methods.dense]\n[methods.random]"
     records = tmp_path / "records"
     dpf, dense, random = train(write_suite(tmp_path, methods), records)
-    assert [update.step for update in dpf.mask_updates] == [0, 16, 32, 44]
+    assert [update.step for update in dpf.mask_updates] == [*range(0, 44, 2), 44]
     # The ramp ends at step 33 of 44: 0.1 + 0.9 / 33^3 of 50,200 weights are 5,021.
-    assert dpf.mask_updates[-2].density == float(f"{5021 / 50_200:.6g}")
+    assert dpf.mask_updates[16].density == float(f"{5021 / 50_200:.6g}")
     # The last ranking is that of the finished network.
     assert dpf.mask_updates[-1].density == 0.1
     assert len(dpf.last_changes) == 50
-    # All but those that were never pruned have changed, most of them at step 33.
+    # All but those that were never pruned have changed.
     assert 0.9 * 50_200 <= sum(dpf.last_changes) < 50_200
     parts = {part for part, count in enumerate(dpf.last_changes) if count}
-    assert parts == {16 * 50 // 44, 32 * 50 // 44, 49}
+    flips = [update.step for update in dpf.mask_updates if update.flipped]
+    assert parts == {min(step * 50 // 44, 49) for step in flips}
     for still in (dense, random):
         assert (still.mask_updates, still.last_changes) == ((), ())
     kept = {record.label: record for record in Store(records, "tiny").records()}
@@ -190,20 +190,20 @@ def test_the_record_holds_the_dynamics(tmp_path):
     assert kept["dpf"].last_changes == dpf.last_changes
 
 
-@pytest.mark.parametrize("cut", [1, 4, 11, 23, 26])
+@pytest.mark.parametrize("cut", [1, 4, 11, 39, 42])
 def test_a_resumed_run_has_the_same_dynamics(cut, tmp_path):
     method = DPF(every=2, finetune=0.25)
-    whole = tiny_trainer(method, model="conv", density=0.3)
+    whole = tiny_trainer(method, model="conv", density=0.3, steps=40)
     for step in whole.run():
         if step == cut:
             checkpoint.write(whole, tmp_path / "cut", "0123456789ab")
-    resumed = tiny_trainer(method, model="conv", density=0.3)
+    resumed = tiny_trainer(method, model="conv", density=0.3, steps=40)
     checkpoint.read(resumed, tmp_path / "cut", "0123456789ab")
     train_to_end(resumed)
     # Nothing changed after fine-tuning had begun with its own ranking.
-    assert [update.step for update in whole.cursor.mask_updates] == [*range(0, 24, 2), 24]
+    assert [update.step for update in whole.cursor.mask_updates] == [*range(0, 40, 2), 40]
     assert resumed.cursor.mask_updates == whole.cursor.mask_updates
-    assert resumed.cursor.updates == whole.cursor.updates == 12
+    assert resumed.cursor.updates == whole.cursor.updates == 20
     for name, change in whole.dynamics.last_change.items():
         assert torch.equal(resumed.dynamics.last_change[name], change)
         assert change.any()

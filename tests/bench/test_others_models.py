@@ -45,6 +45,15 @@ def shared(input_shape, classes, *, width=1.0):
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
     return nn.Sequential(stem, *body, *head)
 
+def tied(input_shape, classes):
+    """Two layers of one weight."""
+    channels, rows, columns = input_shape
+    first, middle = nn.Linear(channels * rows * columns, 32), nn.Linear(32, 32)
+    last = nn.Linear(32, 32)
+    last.weight = middle.weight
+    layers = [first, nn.ReLU(), middle, nn.ReLU(), last, nn.ReLU()]
+    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(32, classes))
+
 def normed(input_shape, classes):
     """Its middle layer's weight is computed."""
     channels, rows, columns = input_shape
@@ -225,3 +234,20 @@ def test_a_layer_whose_weight_is_computed_stays_as_it_is(tmp_path, offer, call, 
     # Soft-DeepR does not learn in so short a run; `invalid` would be another network.
     assert record.status == "ok" or "chance" in record.reason
     assert record.counts.prunable == 64 * 32 + 32 * 10
+
+
+@pytest.mark.parametrize("method", ["dpf", "l0", "variational_dropout"])
+def test_a_method_that_cannot_prune_a_shared_weight_is_refused_before_anything_trains(
+    method, tmp_path, offer
+):
+    offer(tied="outside_methods:tied")
+    path = models_of(tmp_path, "'tied'", f"[methods.{method}]")
+    with pytest.raises(SuiteError, match=r"3\.weight and 5\.weight are one weight, which this"):
+        plan_of(path)
+
+
+def test_a_shared_weight_is_pruned_and_counted_once(tmp_path, offer):
+    offer(tied="outside_methods:tied")
+    record = train_one(models_of(tmp_path, "'tied'", "[methods.random]"), tmp_path / "records")
+    assert record.counts.prunable_nonzero == record.counts.target_nonzero
+    assert record.counts.prunable == 64 * 32 + 32 * 32 + 32 * 10

@@ -289,7 +289,7 @@ def test_the_list_of_cells_comes_back(place):
 
 def test_a_missing_list_of_cells_is_named_with_what_to_do(place):
     with pytest.raises(
-        RecordError, match=r"suite\.json: no such file\. Run the suite first: .* demo"
+        RecordError, match=r"suite\.json: no such file\. Run the suite first: .* demo\.toml$"
     ):
         place.manifest()
 

@@ -109,5 +109,5 @@ def test_a_weight_that_two_modules_use_is_refused(name):
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2))
     model[2].weight = model[0].weight
     masks = {"0.weight": torch.ones(4, 4), "3.weight": torch.ones(2, 4)}
-    with pytest.raises(TypeError, match=r"^0\.weight and 2\.weight are one weight: "):
+    with pytest.raises(TypeError, match=r"^0\.weight and 2\.weight are one weight, which "):
         get_method(name)().prepare(model, masks, (1, 2, 2))

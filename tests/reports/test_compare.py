@@ -109,6 +109,7 @@ def test_the_accuracies_of_diverged_seeds_are_marked_and_not_compared(tmp_path):
     text = notes(tmp_path, a, b)
     assert "- B: rigl, lenet, 90 %, seed 0: diverged: the loss is not finite" in text
     assert "`*`: this many seeds diverged" in text
+    assert "different seeds" not in text  # one side has no mean
 
 
 def test_conditions_that_the_sides_do_not_share_are_footnotes(tmp_path):
