@@ -39,6 +39,7 @@ class DPF(FineTuned):
     """
 
     paper: ClassVar[str] = "arXiv:2006.07253"
+    version: ClassVar[int] = 2
     scope: Scope = "global"
     every: int = option(16, "[1, inf)")
     end: float | None = option(None, "(0, 1]")
