@@ -41,8 +41,9 @@ def by_sparsity(root: Path, suite: str) -> str:
     headers = [*(["model"] if len(models) > 1 else []), "method", *asked, "budget multiple"]
     about = "" if len(models) > 1 else f", {next(iter(models), '')}"
     title = f"{manifest.title or suite} ({suite}{about}): top-1 % by sparsity %"
-    notes = (*footnotes(results, source.attempts()), *reached_notes(results.rows))
-    return section(title, headers, table, {"model", "method"}, notes)
+    notes = footnotes(results, source.attempts(), accuracy_only=True)
+    below = (*notes, *reached_notes(results.rows))
+    return section(title, headers, table, {"model", "method"}, below)
 
 
 def line_name(row: Row) -> str:

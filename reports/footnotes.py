@@ -42,16 +42,26 @@ MARKS = {
 }
 
 
-def footnotes(results: Results, attempts: Sequence[Record]) -> Iterator[str]:
-    """What the numbers mean, what they were measured with, and what is wrong with them."""
+def footnotes(
+    results: Results, attempts: Sequence[Record], *, accuracy_only: bool = False
+) -> Iterator[str]:
+    """What the numbers mean, what they were measured with, and what is wrong with them.
+
+    Args:
+        results: of a suite.
+        attempts: its failed tries.
+        accuracy_only: the table has no times and counts.
+    """
     rows = results.rows
     seeds = sorted({spec.seed for row in rows for spec in row.specs})
     yield f"n: seeds with a record; asked for: {', '.join(map(str, seeds)) or 'none'}."
     yield "accuracy: last step on the test set, mean ± standard deviation over seeds."
-    yield "other columns: mean over the same seeds (over all finished ones where none is ok)."
+    if not accuracy_only:
+        yield "other columns: mean over the same seeds (over all finished ones where none is ok)."
     yield from shared_conditions(rows)
     yield from environments(rows)
-    yield from executions(rows)
+    about_seconds = ("seconds",) if accuracy_only else ()
+    yield from (text for text in executions(rows) if not text.startswith(about_seconds))
     if chosen := [f"{label}: {text}" for label, text in labelled_options(rows)]:
         yield f"options beside the defaults: {'; '.join(chosen)}."
     if sources := dict.fromkeys(
@@ -72,15 +82,8 @@ def footnotes(results: Results, attempts: Sequence[Record]) -> Iterator[str]:
             f"sparsity asked of filters, not of weights: {', '.join(filters)}; the inputs that a "
             "removed filter no longer feeds still count as left."
         )
-    if any(row.of_filters and row.compact_parameters is not None for row in rows):
-        yield "once cut: all weights of the network without its dead channels, zeros included."
-    if any(row.effective_sparsity is not None for row in rows):
-        yield "effective sparsity: weights on no path from the image to an output count as zeros."
-    if any(row.train_macs is not None for row in rows):
-        yield (
-            "training MACs: multiply-adds of one seed's whole training, forward and backward, if "
-            "every zero were skipped; the source's are not in them."
-        )
+    if not accuracy_only:
+        yield from counts(rows)
     yield from penalties(rows)
     statuses = {status for row in rows for status in row.statuses}
     yield from (text for status, text in MARKS.items() if status in statuses)
@@ -98,6 +101,19 @@ def footnotes(results: Results, attempts: Sequence[Record]) -> Iterator[str]:
         verb = "is" if results.stale == 1 else "are"
         records = plural(results.stale, "record")
         yield f"{records} of earlier versions of this suite {verb} not shown."
+
+
+def counts(rows: Sequence[Row]) -> Iterator[str]:
+    """What columns of counts mean that not every reader knows."""
+    if any(row.of_filters and row.compact_parameters is not None for row in rows):
+        yield "once cut: all weights of the network without its dead channels, zeros included."
+    if any(row.effective_sparsity is not None for row in rows):
+        yield "effective sparsity: weights on no path from the image to an output count as zeros."
+    if any(row.train_macs is not None for row in rows):
+        yield (
+            "training MACs: multiply-adds of one seed's whole training, forward and backward, if "
+            "every zero were skipped; the source's are not in them."
+        )
 
 
 def idle(rows: Iterable[Row]) -> Iterator[str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from bench.record import Execution
 from bench.store import Against, Cell, Manifest
 from reports.by_sparsity import by_sparsity
+from reports.suite_table import stored_table
 from tests.reports.records import SUITE, counts, fill, record, spec
 from tests.reports.test_suite_table import body
 
@@ -74,3 +76,13 @@ def test_models_have_lines_of_their_own_and_footnotes_stand_below(tmp_path):
     table = by_sparsity(tmp_path, SUITE)
     assert [row["model"] for row in body(table)] == ["lenet", "resnet"]
     assert "- accuracy: last step on the test set" in table
+
+
+def test_no_footnote_tells_of_columns_that_are_not_there(tmp_path):
+    stacked = record(spec(), train_macs=5e9, execution=Execution("shared", stack=4))
+    place = fill(tmp_path, Manifest(SUITE, "", (cell(spec()),)), stacked)
+    short = by_sparsity(tmp_path, SUITE)
+    full = stored_table(place)
+    for words in ("- other columns: ", "- training MACs: ", "- seconds beside other cells"):
+        assert (words in short, words in full) == (False, True)
+    assert "- computed 4 cells at a time as one network" in short  # its sums are others
