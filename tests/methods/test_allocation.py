@@ -35,6 +35,7 @@ def sizes_of(shapes: dict[str, Shape]) -> dict[str, int]:
         (10, 0.449, 4),
         (10, 1.0, 10),
         (10, 0.04, 0),
+        (45, 1 - 0.9, 5),  # 4.5, though the floating point product is a little less
     ],
 )
 def test_a_density_asks_for_the_nearest_integer_with_halves_up(total, density, expected):
