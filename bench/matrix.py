@@ -135,7 +135,8 @@ def main() -> None:
         *heading(),
         *(text for text in lines.values() if text),
         "",
-        f"{count} pairs, each trained {STEPS} steps on the CPU and made plain again. Not possible:",
+        f"{count - sum(map(len, reasons.values()))} of {count} pairs: trained {STEPS} steps on the "
+        "CPU and made plain again. Not possible:",
         "",
         *(text for texts in reasons.values() for text in texts),
     ]

@@ -1,8 +1,9 @@
 """Exact ranking: the largest scores of a layer, or of all layers together.
 
-On a CPU, numpy's partition selects: it is vectorised, 46 to 58 times torch.sort and 3.5 to 7 times
-torch.kthvalue. Elsewhere a radix selection does, in a few passes over the scores, of which none
-waits for the device; torch.kthvalue would give a whole row to a single block of threads there.
+On a CPU, numpy's partition selects: it is vectorised, and many times faster than torch.sort and
+torch.kthvalue (`bench/PERFORMANCE.md`). Elsewhere a radix selection does, in a few passes over the
+scores, of which none waits for the device; torch.kthvalue would give a whole row to a single block
+of threads there.
 """
 
 from __future__ import annotations

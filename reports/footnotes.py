@@ -60,8 +60,7 @@ def footnotes(
         yield "other columns: mean over the same seeds (over all finished ones where none is ok)."
     yield from shared_conditions(rows)
     yield from environments(rows)
-    about_seconds = ("seconds",) if accuracy_only else ()
-    yield from (text for text in executions(rows) if not text.startswith(about_seconds))
+    yield from executions(rows, seconds=not accuracy_only)
     if chosen := [f"{label}: {text}" for label, text in labelled_options(rows)]:
         yield f"options beside the defaults: {'; '.join(chosen)}."
     if sources := dict.fromkeys(
@@ -160,8 +159,13 @@ def environments(rows: Iterable[Row]) -> Iterator[str]:
         yield "; ".join(f"{name}: {', '.join(found)}" for name, found in values.items()) + "."
 
 
-def executions(rows: Sequence[Row]) -> Iterator[str]:
-    """One line for each way in which steps were not computed one after the other, alone."""
+def executions(rows: Sequence[Row], *, seconds: bool = True) -> Iterator[str]:
+    """One line for each way in which steps were not computed one after the other, alone.
+
+    Args:
+        rows: of a table.
+        seconds: the table has some, so that what concerns them is said too.
+    """
     found: dict[str, dict[str, None]] = {}
     for row in rows:
         for record in row.finished:
@@ -169,18 +173,24 @@ def executions(rows: Sequence[Row]) -> Iterator[str]:
                 found.setdefault(text, {})[row.label] = None
     labels = {row.label for row in rows if row.finished}
     for text, those in found.items():
+        if text.startswith("seconds") and not seconds:
+            continue
         yield f"{text}: {'all' if those.keys() == labels else ', '.join(those)}."
 
 
 def execution_texts(record: Record) -> Iterator[str]:
-    """What was special about how a cell was computed; nothing where none was, or none is known."""
+    """What was special about how a cell was computed; nothing where none was."""
     how = record.execution
     if how is None:
+        yield "seconds of records that do not say whether other cells ran beside"
         return
     if how.timing == "shared":
-        yield "seconds beside other cells on the same device, not of the cell alone"
+        yield (
+            "seconds beside other cells on the same device, which tell of its load as much as of "
+            "the method"
+        )
     if how.devices > 1:
-        yield f"seconds on {how.devices} devices, which trained each cell together"
+        yield f"each cell trained on {how.devices} devices together, whose seconds these are"
     if how.stack > 1:
         yield f"computed {how.stack} cells at a time as one network, whose sums round differently"
     if how.graph:

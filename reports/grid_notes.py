@@ -87,7 +87,7 @@ def notes(below: Below, published: bool) -> Iterator[str]:
     yield from seeds(below)
     yield from conditions(below.rows)
     yield from footnotes.environments(below.rows)
-    yield from footnotes.executions(below.rows)
+    yield from footnotes.executions(below.rows, seconds=False)
     yield from multiples(below)
     yield from marks(below)
     yield from footnotes.reasons(below.rows)

@@ -136,8 +136,10 @@ def notes(rows: Sequence[Row]) -> Iterator[str]:
     yield from (text for status, text in MARKS.items() if status in statuses)
     if dead := sum(bool(row.dead) for row in rows):
         yield f"dead: a layer was emptied, in {plural(dead, 'row')}."
-    if missing := statuses.count("missing") + statuses.count("skipped"):
-        yield f"`-`: not run; {plural(missing, 'cell')} without a record."
+    # One cell may answer several rows: a lottery ticket has a round for each sparsity.
+    pairs = (pair for row in rows for pair in zip(row.keys, row.statuses, strict=True))
+    if missing := {key for key, status in pairs if status in ("missing", "skipped")}:
+        yield f"`-`: not run; {plural(len(missing), 'cell')} without a record."
 
 
 def placed(document: str, text: str, where: str) -> str:

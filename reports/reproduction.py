@@ -15,14 +15,15 @@ import msgspec
 
 from bench.errors import SuiteError
 from reports import papers, specs
-from reports.aggregate import Row
+from reports.aggregate import CellStatus, Row
 from reports.fields import FIELDS
-from reports.footnotes import plural
+from reports.footnotes import MARKS, plural
 from reports.markdown import section
 from reports.matching import Matcher, asked_method, asks_for, read
 from reports.papers import PublishedCell
 from reports.protocol import reasons
 from reports.specs import Question, TableSpec
+from reports.suite_table import marks
 
 FLOOR = Decimal("0.5")
 """Points by which a mean may always differ from a published figure."""
@@ -105,6 +106,7 @@ class Attempt:
         seeds: that have a figure.
         reasons: why ours follows another protocol; none where it is the same.
         explanation: why the figure does not come out.
+        statuses: of the seeds that were asked for; none where no row fits.
     """
 
     table: str
@@ -121,6 +123,7 @@ class Attempt:
     status: Status
     reasons: tuple[str, ...]
     explanation: str = ""
+    statuses: tuple[CellStatus, ...] = ()
 
     @property
     def difference(self) -> float | None:
@@ -178,6 +181,8 @@ def as_dict(one: Attempt) -> dict[str, Any]:
         "mean": one.mean,
         "deviation": one.deviation,
         "seeds": one.seeds,
+        "diverged": one.statuses.count("diverged"),
+        "invalid": one.statuses.count("invalid"),
         "difference": one.difference,
         "status": one.status,
         "reasons": list(one.reasons),
@@ -271,6 +276,7 @@ def attempt(spec: TableSpec, question: Question, figure: str, matcher: Matcher) 
         seeds=len(values),
         status=status(row, why, mean, published, tolerance),
         reasons=tuple(why),
+        statuses=() if row is None else row.statuses,
     )
 
 
@@ -303,7 +309,8 @@ def report(score: Score) -> str:
     lines = [[*line(one), "; ".join(one.reasons)] for one in other]
     headers = [*CELL, *FIGURES, "what differs"]
     title = "Published figures that were run by another protocol"
-    return "\n".join([board(score), section(title, headers, lines, {*CELL, headers[-1]}, ())])
+    below = section(title, headers, lines, {*CELL, headers[-1]}, lost(other))
+    return "\n".join([board(score), below])
 
 
 def board(score: Score) -> str:
@@ -336,9 +343,10 @@ FIGURES = ("figure", "published", "tolerance", "ours", "n", "difference")
 
 def line(one: Attempt) -> list[str]:
     """A figure in a table."""
-    ours = "-" if one.mean is None else f"{one.mean:.2f}"
+    mean = "" if one.mean is None else f"{one.mean:.2f}"
     if one.deviation is not None:
-        ours += f" ± {one.deviation:.2f}"
+        mean += f" ± {one.deviation:.2f}"
+    ours = ", ".join(filter(None, (mean, *marks(one.statuses)))) or "-"
     apart = "-" if one.difference is None else f"{one.difference:+.2f}"
     cell = [one.table, one.model, one.method, one.target]
     allowed = "-" if one.tolerance is None else str(one.tolerance)
@@ -363,6 +371,7 @@ def notes(score: Score) -> Iterator[str]:
     )
     yield "ours: mean ± standard deviation over n seeds."
     yield "target: sparsity, or the part of the weights that is left, as the paper's table has it."
+    yield from lost(ran)
     figures = {"accuracy" if one.figure == "error" else one.figure for one in ran}
     yield from (text for figure, text in MEANINGS.items() if figure in figures)
     if any(one.figure == "gain" and abs(one.published) <= FLOOR for one in ran):
@@ -371,6 +380,12 @@ def notes(score: Score) -> Iterator[str]:
         if one.explanation or one.status not in ("within", "not scored"):
             yield f"{one.name}: {one.explanation or 'not explained yet'}."
     yield f"{waiting(score)}."
+
+
+def lost(shown: Sequence[Attempt]) -> Iterator[str]:
+    """What the marks of seeds without a figure mean."""
+    statuses = {status for one in shown for status in one.statuses}
+    yield from (text for status, text in MARKS.items() if status in statuses)
 
 
 def waiting(score: Score) -> str:

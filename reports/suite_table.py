@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from bench import store
@@ -11,7 +11,7 @@ from bench.errors import RecordError
 from bench.record import Record
 from bench.spec import CellSpec
 from bench.store import Manifest, Store
-from reports.aggregate import Row, aggregate, asked_text, model_text, options_text
+from reports.aggregate import CellStatus, Row, aggregate, asked_text, model_text, options_text
 from reports.footnotes import CONDITIONS, footnotes, varies
 from reports.markdown import section
 
@@ -113,10 +113,14 @@ def accuracy(row: Row) -> str:
     if row.top1 is not None:
         spread = "" if row.deviation is None else f" ± {row.deviation:.2f}"
         parts.append(f"{row.top1:.2f}{spread}")
+    return ", ".join([*parts, *marks(row.statuses)]) or "-"
+
+
+def marks(statuses: Sequence[CellStatus]) -> Iterator[str]:
+    """A mark for each kind of seed that has no accuracy though it ended, such as `* 1 of 3`."""
     for status, mark in (("diverged", "*"), ("invalid", "invalid")):
-        if count := row.statuses.count(status):
-            parts.append(f"{mark} {count} of {row.asked}")
-    return ", ".join(parts) or "-"
+        if count := statuses.count(status):
+            yield f"{mark} {count} of {len(statuses)}"
 
 
 def percent(row: Row, sparsity: float | None) -> str:

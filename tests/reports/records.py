@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from bench.record import SCHEMA, Counts, Environment, Record, Times
+from bench.record import SCHEMA, Counts, Environment, Execution, Record, Times
 from bench.spec import BudgetSpec, CellSpec
 from bench.store import Cell, Manifest, Store
 
@@ -60,6 +60,7 @@ def record(of: CellSpec, top1: float | None = 98.0, **more: Any) -> Record:
         "times": Times(12.0, 1.0, 0.5, "2025-01-01T00:00:00Z"),
         "counts": counts(of.sparsity),
         "multiple": 1.0,
+        "execution": Execution(),
     }
     return Record(schema=SCHEMA, suite=SUITE, spec=of, top1=top1, **fields | more)
 

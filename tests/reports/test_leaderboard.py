@@ -12,6 +12,7 @@ from bench.store import Manifest
 from reports.leaderboard import BEGIN, END, leaderboard, placed
 from tests.reports.records import SUITE, counts, fill, manifest, record, spec
 from tests.reports.study import study
+from tests.reports.test_landed_rows import TICKETS, rows_at, ticket
 from tests.reports.test_suite_table import body
 
 
@@ -75,6 +76,13 @@ def test_n_is_the_seeds_with_a_record_from_the_fewest_to_the_most(tmp_path):
     fill(tmp_path, manifest(*asked), *(record(of) for of in asked[:3]))
     (row,) = body(leaderboard(tmp_path))
     assert row["n"] == "1 to 2"
+    assert "not run; 1 cell without a record" in leaderboard(tmp_path)
+
+
+def test_a_cell_that_answers_several_rows_is_missing_once(tmp_path):
+    ran, absent = TICKETS
+    rows = [*rows_at(ran, 0.5, 0.9), *rows_at(absent, 0.5, 0.9)]
+    fill(tmp_path, Manifest(SUITE, "Tickets", tuple(rows)), ticket(ran, 97.0, 95.0))
     assert "not run; 1 cell without a record" in leaderboard(tmp_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -16,7 +17,7 @@ from reports.fields import FIELDS
 from reports.leaderboard import leaderboard
 from reports.page.build import page
 from reports.papers import PublishedCell
-from reports.reproduction import SCORED, UNSCORED, Attempt, Score
+from reports.reproduction import SCORED, UNSCORED, Attempt, Score, as_dict
 from tests.reports.published import cell, everything
 from tests.reports.records import fill, manifest, record, spec
 
@@ -125,6 +126,23 @@ def test_a_diverged_seed_leaves_no_accuracy_and_counts_against(tmp_path, records
     score = scored(tmp_path, records)
     assert [one.method for one in score.attempts if one.status == "no accuracy"] == ["DPF"]
     assert score.run - score.within == 1
+    (one,) = [one for one in score.attempts if one.status == "no accuracy"]
+    assert (as_dict(one)["diverged"], one.seeds) == (1, 2)
+    text = reproduction.report(score)
+    assert re.search(r"\| +[0-9.]+ ± [0-9.]+, \* 1 of 3 \| +2 \|", text)
+    assert "- `*`: this many seeds diverged; they are not in the mean.\n" in text
+
+
+def test_a_diverged_seed_of_another_protocol_is_not_left_out_in_silence(tmp_path):
+    records = everything(specs.load(TABLE), budget=BudgetSpec(epochs=3))
+    lost = next(i for i, one in enumerate(records) if one.spec.method == "dpf")
+    records[lost] = dataclasses.replace(
+        records[lost], status="diverged", reason="the loss is not finite", top1=None
+    )
+    text = reproduction.report(scored(tmp_path, records))
+    below = text.partition("another protocol\n")[2]
+    assert ", * 1 of 3 |" in below
+    assert below.endswith("- `*`: this many seeds diverged; they are not in the mean.\n")
 
 
 def test_what_the_mark_says_differs_never_counts(tmp_path):

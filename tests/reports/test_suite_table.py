@@ -235,13 +235,16 @@ def test_footnotes_say_how_cells_were_computed_where_it_was_not_one_by_one() -> 
         record(stacked, execution=Execution("shared", stack=4)),
     ]
     table = suite_table(asked, records)
-    assert "- seconds beside other cells on the same device, not of the cell alone: all.\n" in table
+    assert "- seconds beside other cells on the same device, which tell of its load " in table
+    assert "as much as of the method: all.\n" in table
     assert "- computed 4 cells at a time as one network, whose sums round differently: rigl.\n" in (
         table
     )
+    before = suite_table(asked, [record(alone, execution=None), record(stacked)])
+    assert "- seconds of records that do not say whether other cells ran beside: dense.\n" in before
     several = record(stacked, execution=Execution(devices=2))
     table = suite_table(asked, [record(alone, execution=Execution()), several])
-    assert "- seconds on 2 devices, which trained each cell together: rigl.\n" in table
+    assert "- each cell trained on 2 devices together, whose seconds these are: rigl.\n" in table
     resumed = record(stacked, execution=Execution(before=(Origin("abc1234", "a cluster"),)))
     table = suite_table(asked, [record(alone, execution=Execution()), resumed])
     assert (
