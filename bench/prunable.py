@@ -39,6 +39,10 @@ class Network:
         """Whether it is the layer that sees the image."""
         return name == next(iter(self.layers))
 
+    def last(self, name: str) -> bool:
+        """Whether it is the one that answers."""
+        return name == next(reversed(self.layers))
+
     def shortcut(self, name: str) -> bool:
         """Whether it is a 1x1 convolution beside a residual block."""
         layer = self.layers[name]
@@ -52,7 +56,8 @@ class Network:
 SHORTCUTS = {"shortcut", "downsample"}
 """Names of the modules beside residual blocks, in our networks and in timm's."""
 
-IMAGENET_CLASSES = 1000
+IMAGENET = 1000
+"""Classes."""
 
 
 def _all(network: Network, name: str) -> bool:
@@ -73,7 +78,7 @@ def _dsr(network: Network, name: str) -> bool:
     if network.convolution(name):
         return not network.first(name) and not network.shortcut(name)
     layer = network.layers[name]
-    return isinstance(layer, nn.Linear) and layer.out_features >= IMAGENET_CLASSES
+    return network.last(name) and isinstance(layer, nn.Linear) and layer.out_features >= IMAGENET
 
 
 def _rigl_uniform(network: Network, name: str) -> bool:

@@ -150,7 +150,7 @@ def make_budget(spec: BudgetSpec, recipe: Recipe, examples: int) -> Budget:
     if not 0.5 < length < MAX_STEPS:
         raise SuiteError(f"budget: {length:g} steps; allowed: from 1 to {MAX_STEPS:g}.")
     steps = max(1, round(length))
-    return Budget(steps, per_epoch, examples, recipe.drops)
+    return Budget(steps, per_epoch, examples, recipe.drops, optimizer=recipe.optimizer)
 
 
 def in_budgets(multiple: float, of: BudgetSpec, budget: Budget, recipe: Recipe) -> float:

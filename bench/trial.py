@@ -200,7 +200,8 @@ def budget_of(
 ) -> Budget:
     """A budget of so many steps for a network with these prunable weights."""
     size = len(data.train)
-    return Budget(steps, size // recipe.batch, size, recipe.drops, shapes(model, names))
+    kept = shapes(model, names)
+    return Budget(steps, size // recipe.batch, size, recipe.drops, kept, recipe.optimizer)
 
 
 def random_source(

@@ -57,6 +57,7 @@ class Budget:
         lr_drops: decay points of the recipe as fractions of the run, ascending; may be empty.
         shapes: (name, shape) of each prunable weight, in the model's order; empty where no model is
             at hand.
+        optimizer: the recipe's, by name.
     """
 
     steps: int
@@ -64,6 +65,22 @@ class Budget:
     examples: int
     lr_drops: tuple[float, ...] = ()
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    optimizer: str = "sgd"
+
+    def require_coupled_decay(self, what: str) -> None:
+        """Refuses optimizers whose weight decay is no part of the gradient.
+
+        Args:
+            what: needs it.
+
+        Raises:
+            ValueError: the optimizer is another than `sgd` and `adam`; names it.
+        """
+        if self.optimizer not in ("sgd", "adam"):
+            raise ValueError(
+                f"{what} is for weight decay in the gradient, and so for optimizer = 'sgd' and "
+                f"'adam', not '{self.optimizer}'"
+            )
 
     def second_drop(self, default: float = 0.75) -> int:
         """Step of the second learning-rate decay, where ramps of sparsity end (Lin et al., 2020).

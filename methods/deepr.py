@@ -126,7 +126,8 @@ class DeepR(Langevin, MaskedMethod):
         scope: how the connections are spread over the layers.
         noise: deviation of the noise per unit of eta (published code: 1e-5).
         pooled: the number of connections is held over all layers together, not in each: the layer
-            in which one opens is drawn in proportion to the layers' numbers at the start.
+            in which one opens is drawn in proportion to the layers' numbers at the start. The
+            training's multiply-adds are counted with those numbers.
         variant: `dsr` is what Mostafa & Wang (2019, arXiv:1902.05967) compare with: L1 and noise
             enter the gradient and so the recipe's own step, momentum and all, `noise` plays no
             part, but sqrt(0.02 T) with a T that falls in stages; noise and rewiring end at 95 % of

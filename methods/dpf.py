@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from methods.allocation import Scope
@@ -46,7 +45,13 @@ class DPF(FineTuned):
     decay: Literal["dense", "masked"] = "dense"
 
     def plan(self, budget: Budget, density: float | None) -> tuple[Phase, ...]:
-        """One phase, re-ranked to its end, and fine-tuning of the last masks if asked."""
+        """One phase, re-ranked to its end, and fine-tuning of the last masks if asked.
+
+        Raises:
+            ValueError: the optimizer's decay cannot be kept off masked weights, as it was asked.
+        """
+        if self.decay == "masked":
+            budget.require_coupled_decay("decay = 'masked'")
         every = spaced(self.every, budget.steps)
         train = Phase("train", budget.steps, updates=Cadence(every))
         return (train, self.finetuning(budget)) if self.finetune else (train,)
@@ -62,15 +67,8 @@ class DPF(FineTuned):
         write_masks(run.state, magnitudes(run.state), density, self.scope)
 
     def start_phase(self, run: Run) -> None:
-        """Fine-tuning begins with the last masks; what they prune is not looked at again.
-
-        Raises:
-            ValueError: the optimizer's decay is none of the gradient's, as AdamW's is not.
-        """
+        """Fine-tuning begins with the last masks; what they prune is not looked at again."""
         super().start_phase(run)
-        optimizer = type(run.state.optimizer)
-        if self.decay == "masked" and optimizer not in (torch.optim.SGD, torch.optim.Adam):
-            raise ValueError(f"decay = 'masked' is not for {optimizer.__name__}")
         if run.phase.name == FINETUNE:
             assert run.density is not None
             self.rank(run, run.density)

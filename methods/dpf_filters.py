@@ -77,7 +77,8 @@ class DPFFilters(DPF):
     Differs from the paper: the published tables do not say whether the normalisation is masked.
     Where a ReLU follows at once, torch's derivative of 0 at 0 stops the gradient of a channel of
     zeros, so such a filter returns only as the others shrink below it. The last ranking only
-    prunes. A layer through which all paths lead keeps its largest filter.
+    prunes. A layer through which all paths lead keeps its largest filter, where the counts leave
+    it one: `uniform` may not, nor a sparsity that leaves fewer filters than such layers.
 
     Attributes:
         norm: `l2` (paper), or divided by the square root of the fan-in, so that layers with small

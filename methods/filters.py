@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -103,6 +103,28 @@ def companions(model: nn.Module, names: Mapping[str, object], shape: Shape) -> d
     for handle in handles:
         handle.remove()
     return found
+
+
+def uncalled(model: nn.Module, names: Collection[str], shape: Shape) -> list[str]:
+    """Those of the modules whose forward pass an image does not go through.
+
+    Their parent may read the weight and compute with it itself, as some attentions do.
+
+    Args:
+        model: any.
+        names: of modules.
+        shape: (channels, height, width) of an image.
+    """
+    called: set[str] = set()
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: called.add(name))
+        for name in names
+    ]
+    with evaluation(model):
+        model(two_images(model, shape)[:1])
+    for hook in hooks:
+        hook.remove()
+    return [name for name in names if name not in called]
 
 
 def zero_companions(state: TrainState, found: Mapping[str, list[str]]) -> None:

@@ -66,6 +66,17 @@ class LotteryTicket(ProjectedMethod):
     rewind: float = option(0.0, "[0, 1)")
     also: str = ""
 
+    def __post_init__(self) -> None:
+        """Checks the ranges, and that the scope uses the options.
+
+        Raises:
+            ValueError: names the option.
+        """
+        super().__post_init__()
+        for name in ("conv_rate", "output_rate"):
+            if getattr(self, name) is not None and self.scope == "global":
+                raise ValueError(f"{name} is for scope = 'layer', not 'global'")
+
     @property
     def lands_on_all(self) -> bool:
         """Strategy 1 passes through every sparsity; the others end at one."""

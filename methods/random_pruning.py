@@ -8,6 +8,9 @@ from methods.allocation import Scope
 from methods.api import Run, Scores
 from methods.masking import PruneAtInit, random_scores
 
+OWN_STREAM = 3 * 2**30
+"""Added to the seed, of which torch reads 32 bits: what begins with random masks has others."""
+
 
 @dataclass(frozen=True)
 class RandomPruning(PruneAtInit):
@@ -22,4 +25,5 @@ class RandomPruning(PruneAtInit):
 
     def scores(self, run: Run) -> Scores:
         """Uniform noise."""
+        run.generator.manual_seed(run.generator.initial_seed() + OWN_STREAM)
         return random_scores(run)

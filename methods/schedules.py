@@ -37,7 +37,7 @@ def portion(fraction: float, count: int) -> int:
 def spaced(every: int, span: int) -> int:
     """Steps between updates: `every`, but at most a twentieth of `span`.
 
-    Papers quote periods for budgets of 10^4 to 10^5 steps; a shorter budget keeps 20 updates.
+    Papers quote periods for budgets of 10^4 to 10^5 steps; a shorter budget still has about 20.
     """
     return max(1, min(every, span // 20))
 

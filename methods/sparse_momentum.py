@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from methods.allocation import Scope, apportion
 from methods.api import Budget, Cadence, Phase, Run, Scores, option
 from methods.drop_grow import drop_and_grow, smallest
-from methods.masking import MaskedMethod, random_scores, write_masks
+from methods.masking import MaskedMethod, NoOrderError, random_scores, write_masks
 from methods.schedules import cosine_fraction, spaced
 
 
@@ -43,7 +43,7 @@ class SparseMomentum(MaskedMethod):
     and what a layer has no room for is spread evenly over the others. The optimizer's momentum of
     pruned weights is never cleared: it is what they are chosen by.
 
-    Differs from the paper: an epoch longer than a twentieth of the budget is cut, for 20 updates.
+    Differs from the paper: an epoch longer than a twentieth of the budget is cut.
     Counts are integers by largest remainder; the published code rounds, and corrects the drift in
     later updates. The rate falls to 0 (published code: 0.005). M is the optimizer's own buffer; a
     recipe without momentum has M = the gradient of one extra batch, which is metered. `none` gives
@@ -96,6 +96,8 @@ class SparseMomentum(MaskedMethod):
             mean = float((momentum[name] * mask).sum()) / max(1, actives[name])
             parts[name] = float(mask.numel()) if self.redistribution == "size" else mean
         whole = sum(parts.values())
+        if not math.isfinite(whole):
+            raise NoOrderError("a momentum is not finite, so the layers have no shares")
         for name, active in actives.items():
             size, rate = state.masks[name].numel(), self.rate(run)
             important = 5 * (size - active) < size and len(parts) * parts[name] > whole

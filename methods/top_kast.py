@@ -28,7 +28,8 @@ class TopKAST(SparsityMethod):
 
     Differs from the paper: the penalty is w^2 / 2, where the equation has |w|; its coefficient is
     the recipe's weight decay, which it replaces, and `l2` beside it. A weight that enters B starts
-    without momentum. The finished network has the A that was trained last, not ranked again.
+    without momentum. The finished network has the A that was trained last, not ranked again. As
+    the penalty is in the gradient, AdamW and its like are refused.
 
     Attributes:
         scope: each layer by its own count (paper: `uniform`), or all together.
@@ -44,7 +45,12 @@ class TopKAST(SparsityMethod):
     l2: float = option(0.0, "[0, inf)")
 
     def plan(self, budget: Budget, density: float | None) -> tuple[Phase, ...]:
-        """One phase, ranked anew every `every` steps."""
+        """One phase, ranked anew every `every` steps.
+
+        Raises:
+            ValueError: the optimizer's decay is not in the gradient, where the penalty is.
+        """
+        budget.require_coupled_decay("the penalty")
         every = spaced(self.every, budget.steps)
         return (Phase("train", budget.steps, updates=Cadence(every, every)),)
 

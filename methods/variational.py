@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 from methods.api import OptimizerSettings, Run, Scores, Shape, TrainState, option
+from methods.filters import uncalled
 from methods.parametrizations import require_untied
 from methods.penalised import PenaltyMethod, decay_others
 
@@ -45,6 +46,8 @@ def layer(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 
 def is_plain(module: Any) -> bool:
     """Whether a module computes what its kind does; subclasses may treat their weight first."""
+    if getattr(module, "transposed", False):
+        return False
     if isinstance(module, _ConvNd):
         extents = zip(module.kernel_size, module.dilation, strict=True)
         size = [module.in_channels, *(4 * kernel * dilation for kernel, dilation in extents)]
@@ -117,7 +120,11 @@ class VariationalDropout(PenaltyMethod):
             TypeError: a module does something else with its weight than its kind does, or another
                 module uses the same weight.
         """
-        for name, module in modules_of(model, masks):
+        modules = dict(modules_of(model, masks))
+        layers = [name.rpartition(".")[0] for name in modules]
+        for name in uncalled(model, layers, input_shape):
+            raise TypeError(f"{name}: the model uses its weight without calling the layer")
+        for name, module in modules.items():
             require_untied(model, name)
             kind = type(module)
             if not is_plain(module):

@@ -245,11 +245,12 @@ def started(
     weight_decay: float = 0.0,
     examples: int = 512,
     steps: int = 20,
+    shape: tuple[int, ...] = (1, 28, 28),
 ) -> TrainState:
     """The state of a run of a plain network as its only phase begins, under SGD at 0.1."""
     names = method.prunable(model)
     masks = {name: torch.ones_like(model.get_parameter(name).detach()) for name in names}
-    weights = method.prepare(model, masks, (1, 28, 28))
+    weights = method.prepare(model, masks, shape)
     own = set(map(id, weights.values()))
     others = {name: p for name, p in model.named_parameters() if id(p) not in own}
     lr = torch.tensor(0.1)

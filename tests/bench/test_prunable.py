@@ -102,6 +102,12 @@ def test_resnet50_has_the_papers_number_of_prunable_weights(preset, count):
     assert ("fc.weight" in names) == (preset in ("all", "dsr"))
 
 
+def test_dsr_leaves_wide_hidden_layers_dense():
+    names = prunable_names(unfilled("alexnet_s", (3, 32, 32)), SparsityMethod(), "dsr")
+    assert names
+    assert not [name for name in names if name.startswith(("hidden", "classifier"))]
+
+
 def test_dsr_leaves_a_small_classifier_dense():
     assert "classifier.weight" not in prunable_names(
         unfilled("wrn_28_2", (3, 32, 32), 100), SparsityMethod(), "dsr"

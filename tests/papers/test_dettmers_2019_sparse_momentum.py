@@ -9,7 +9,7 @@ import torch
 
 from methods.allocation import keep_count
 from methods.api import Budget
-from methods.masking import GROWN
+from methods.masking import GROWN, NoOrderError
 from methods.sparse_momentum import SparseMomentum, momenta
 from tests.tiny import (
     TINY_RECIPE,
@@ -42,6 +42,12 @@ def two_layers(first, second, **options):
     layers = {"a": layer(*first), "b": layer(*second)}
     parts = ({name: values[i] for name, values in layers.items()} for i in range(3))
     return updated(*parts, **options)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_momentum_that_is_not_finite_gives_no_order(value):
+    with pytest.raises(NoOrderError):
+        two_layers((4, 8, value), (4, 8, 1.0))
 
 
 def test_one_update_of_one_layer_by_hand():

@@ -577,6 +577,12 @@ def test_an_option_that_the_control_does_not_use_is_refused(control):
                 TicketControl(control, **{option: value})
 
 
+@pytest.mark.parametrize("name", ["conv_rate", "output_rate"])
+def test_a_rate_of_some_layers_is_refused_where_all_are_ranked_together(name):
+    with pytest.raises(ValueError, match=f"{name} is for scope = 'layer', not 'global'"):
+        LotteryTicket(scope="global", **{name: 0.1})
+
+
 def test_noise_without_sigma_is_that_of_one_deviation():
     (plain, _), (one, _) = begun(TicketControl("noise")), begun(TicketControl("noise", sigma=1.0))
     assert same(plain, one)

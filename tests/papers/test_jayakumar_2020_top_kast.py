@@ -45,6 +45,14 @@ def test_forward_and_backward_sets_are_the_largest_weights():
     assert state.slots["backward"]["w"].tolist() == [[1, 1, 0, 1, 1, 0, 0, 0]]
 
 
+@pytest.mark.parametrize("name", ["adamw", "timm:lamb"])
+def test_an_optimizer_that_scales_the_gradient_but_not_its_decay_is_refused(name):
+    # The step of a penalty in the gradient would be of one size whatever the coefficient.
+    with pytest.raises(ValueError, match=f"the penalty is for weight decay .* not '{name}'"):
+        TopKAST().plan(Budget(100, 10, 640, optimizer=name), 0.1)
+    TopKAST().plan(Budget(100, 10, 640, optimizer="adam"), 0.1)
+
+
 def test_the_gradient_is_left_on_the_backward_set_alone():
     state = started({"w": EIGHT}, TopKAST()).state
     state.weights["w"].grad = torch.arange(1, 9.0).reshape(1, 8)

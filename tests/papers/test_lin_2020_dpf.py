@@ -127,8 +127,8 @@ def test_momentum_and_weight_decay_reach_masked_weights(decay):
 def test_adamw_does_not_decay_masked_weights_by_the_gradient_and_is_refused():
     changes = {"optimizer": "adamw", "momentum": 0.0, "nesterov": False}
     recipe = dataclasses.replace(TINY_RECIPE, **changes)
-    with pytest.raises(ValueError, match="decay = 'masked' is not for AdamW"):
-        train(tiny_trainer(DPF(decay="masked"), recipe=recipe))
+    with pytest.raises(ValueError, match=r"decay = 'masked' is for .* not 'adamw'"):
+        tiny_trainer(DPF(decay="masked"), recipe=recipe)
     train(tiny_trainer(DPF(), recipe=recipe, steps=3))
 
 

@@ -9,11 +9,23 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
 
 from methods.variational import VariationalDropout, divergence, layer, noise_ratio, normal_like
-from tests.tiny import TINY_RECIPE, started, tiny_model, tiny_trainer, train
+from tests import tiny
+from tests.tiny import TINY_RECIPE, tiny_model, tiny_trainer, train
 
 ADAM = dataclasses.replace(TINY_RECIPE, optimizer="adam", lr=0.02, momentum=0.0, nesterov=False)
+
+
+def started(method, model, **more):
+    """The state as a run begins, of images that the first layer takes."""
+    first = next(m for m in model.modules() if isinstance(m, nn.Linear | _ConvNd))
+    if isinstance(first, nn.Linear):
+        shape = (first.in_features,)
+    else:
+        shape = (first.in_channels, *[8] * len(first.kernel_size))
+    return tiny.started(method, model, shape=shape, **more)
 
 
 def set_ratio(module, log_alpha):
@@ -208,6 +220,24 @@ def test_a_layer_that_does_something_else_with_its_weight_is_refused():
 
     with pytest.raises(TypeError, match=r"0\.weight: no noise is known .*Standardised"):
         started(VariationalDropout(), nn.Sequential(Standardised(3, 2)))
+
+
+def test_a_transposed_convolution_is_refused():
+    with pytest.raises(TypeError, match=r"0\.weight: no noise is known .*ConvTranspose2d"):
+        started(VariationalDropout(), nn.Sequential(nn.ConvTranspose2d(2, 3, 2)))
+
+
+def test_a_layer_whose_weight_the_model_uses_without_it_is_refused():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return functional.linear(x, self.qkv.weight)
+
+    with pytest.raises(TypeError, match=r"0\.qkv: the model uses its weight without calling"):
+        started(VariationalDropout(), nn.Sequential(Attention()))
 
 
 def test_a_subclass_that_computes_the_same_takes_noise():

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from bench.data import BatchStream
+from bench.resolve import make_method
 from methods.allocation import keep_count
 from methods.dense import Dense
 from methods.dpf import DPF
@@ -43,6 +44,22 @@ UNPRUNED = [
 
 def finished(trainer):
     return copied(train(trainer).state.model.state_dict())
+
+
+# By chance.
+
+
+@pytest.mark.parametrize("method", ["set", "rigl", "sparse_momentum", "deepr", "dsr", "mest"])
+def test_random_masks_are_not_those_that_another_method_of_the_seed_begins_with(method):
+    masks = []
+    for name in ("random", method):
+        trainer = tiny_trainer(make_method(name, {"scope": "uniform"}, name), density=0.1)
+        next(iter(trainer.run()))
+        masks.append(torch.cat([mask.flatten() for mask in trainer.state.masks.values()]).bool())
+    one, other = masks
+    assert abs(int(one.sum()) - int(other.sum())) <= 2
+    # Drawn apart, a tenth of what one keeps is in the other.
+    assert int((one & other).sum()) < 0.2 * int(one.sum())
 
 
 # Dense.
@@ -164,10 +181,10 @@ def test_masks_do_not_depend_on_the_weights():
 def test_every_position_is_kept_as_often_as_any_other():
     # 400 draws of 20 out of 50: 160 each, with deviation sqrt(400 * 0.4 * 0.6) = 9.8.
     kept = torch.zeros(50)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(400):
+    for seed in range(400):
         state = hand_state({"w": torch.ones(50)})
-        RandomPruning().prune(FakeRun(state, generator=generator), 0.4)
+        run = FakeRun(state, generator=torch.Generator().manual_seed(seed))
+        RandomPruning().prune(run, 0.4)
         assert int(state.masks["w"].sum()) == 20
         kept += state.masks["w"]
     assert float((kept - 160).abs().max()) < 40
