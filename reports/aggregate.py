@@ -297,6 +297,28 @@ def model_text(spec: CellSpec) -> str:
     return f"{spec.model} ({options})" if options else spec.model
 
 
+def full_model(row: Row, rows: Sequence[Row]) -> str:
+    """The row's model; for a narrower network, the one that its ratios count against."""
+    if not row.smaller:
+        return model_text(row.spec)
+    wide = [o for o in rows if not o.smaller and but_width(o) == but_width(row)]
+    same = [other for other in wide if parameters(other) == parameters(row)]
+    if same or wide:
+        return model_text((same or wide)[0].spec)
+    return model_text(dataclasses.replace(row.spec, model_options=but_width(row)[1]))
+
+
+def but_width(row: Row) -> tuple[str, Options]:
+    """The row's model without its width."""
+    spec = row.spec
+    return spec.model, tuple((name, value) for name, value in spec.model_options if name != "width")
+
+
+def parameters(row: Row) -> float | None:
+    """Parameters of the network that the row's ratios count against."""
+    return mean_count(row, lambda counts: counts.parameters)
+
+
 def budget_text(spec: CellSpec) -> str:
     """The budget as tables name it, such as `30 epochs`."""
     budget = spec.budget

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from bench.store import Store
-from reports.aggregate import Row, aggregate, asked_text, model_text
-from reports.footnotes import footnotes
+from reports.aggregate import Row, aggregate, asked_text, full_model
+from reports.footnotes import CONDITIONS, footnotes, varies
 from reports.markdown import section
-from reports.suite_table import accuracy, number
+from reports.suite_table import WORDS, accuracy, number
 
 TOP_K = " by top-k"
 
@@ -28,22 +28,36 @@ def by_sparsity(root: Path, suite: str) -> str:
     source = Store(root, suite)
     manifest = source.manifest()
     results = aggregate(manifest, source.records(brief=True))
-    lines: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in results.rows:
-        model = row.spec.model if row.smaller else model_text(row.spec)
-        lines.setdefault((model, line_name(row)), {})[sparsity_text(row)] = row
+    told, lines = grouped(results.rows)
     asked = sorted({text for found in lines.values() for text in found}, key=place)
-    models = dict.fromkeys(model for model, _ in lines)
+    models = dict.fromkeys(line[0] for line in lines)
+    skipped = 0 if len(models) > 1 else 1
     table = []
-    for (model, name), found in lines.items():
+    for line, found in lines.items():
         cells = [cell(found[text]) if text in found else "" for text in asked]
-        table.append([*([model] if len(models) > 1 else []), name, *cells, multiples(found)])
-    headers = [*(["model"] if len(models) > 1 else []), "method", *asked, "budget multiple"]
+        table.append([*line[skipped:], *cells, multiples(found)])
+    headers = [*("model", "method")[skipped:], *told, *asked, "budget multiple"]
     about = "" if len(models) > 1 else f", {next(iter(models), '')}"
     title = f"{manifest.title or suite} ({suite}{about}): top-1 % by sparsity %"
     notes = footnotes(results, source.attempts(), accuracy_only=True)
     below = (*notes, *reached_notes(results.rows))
-    return section(title, headers, table, {"model", "method"}, below)
+    return section(title, headers, table, WORDS, below)
+
+
+def grouped(rows: Sequence[Row]) -> tuple[list[str], dict[tuple[str, ...], dict[str, Row]]]:
+    """The lines of a short table.
+
+    Returns:
+        Names of the conditions in which rows differ; and each line's rows by their sparsity, under
+        its model, its name and its texts of those conditions.
+    """
+    told = [name for name, text in CONDITIONS.items() if varies(rows, text)]
+    lines: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows:
+        texts = (CONDITIONS[name](row.spec) for name in told)
+        line = (full_model(row, rows), line_name(row), *texts)
+        lines.setdefault(line, {})[sparsity_text(row)] = row
+    return told, lines
 
 
 def line_name(row: Row) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from bench.record import Environment, Record
-from bench.spec import CellSpec
+from bench.spec import CellSpec, Options
 from reports.aggregate import (
     Results,
     Row,
@@ -61,8 +61,7 @@ def footnotes(
     yield from shared_conditions(rows)
     yield from environments(rows)
     yield from executions(rows, seconds=not accuracy_only)
-    if chosen := [f"{label}: {text}" for label, text in labelled_options(rows)]:
-        yield f"options beside the defaults: {'; '.join(chosen)}."
+    yield from chosen(rows)
     if sources := dict.fromkeys(
         f"{row.label}: {row.source}" for row in rows if row.source and not row.controls_source
     ):
@@ -134,10 +133,33 @@ def penalties(rows: Sequence[Row]) -> Iterator[str]:
         yield "`penalty`: no sparsity can be asked for; the strength of the penalty decides it."
 
 
+def chosen(rows: Sequence[Row]) -> Iterator[str]:
+    """One line for the options that suites have set."""
+    if texts := [f"{label}: {text}" for label, text in labelled_options(rows)]:
+        yield f"options beside the defaults: {'; '.join(texts)}."
+
+
 def labelled_options(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
-    """Label and options of each row that has some; a grid's label says them already."""
-    texts = {(row.label, options_text(row.spec.options)) for row in rows}
-    yield from sorted((label, text) for label, text in texts if text and "[" not in label)
+    """Label and options of each row that has some; those of a grid's label are said already.
+
+    What all of a grid share stands under its name alone.
+    """
+    grids: dict[str, dict[str, set[str]]] = {}
+    for row in rows:
+        text = options_text(unsaid_options(row.label, row.spec))
+        grids.setdefault(row.label.partition("[")[0], {}).setdefault(row.label, set()).add(text)
+    pairs = set()
+    for name, labels in grids.items():
+        texts = set().union(*labels.values())
+        shared = len(texts) == 1
+        pairs |= {(name if shared else one, t) for one, own in labels.items() for t in own}
+    yield from sorted((label, text) for label, text in pairs if text)
+
+
+def unsaid_options(label: str, spec: CellSpec) -> Options:
+    """Options of a cell that its label, such as `rigl[drop_fraction=0.2]`, does not name."""
+    said = label.partition("[")[2].rstrip("]").split(", ")
+    return tuple(option for option in spec.options if options_text((option,)) not in said)
 
 
 def shared_conditions(rows: Sequence[Row]) -> Iterator[str]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from bench.errors import UsageError
 from bench.store import Store
 from reports import reproduction
-from reports.aggregate import Row, aggregate, mean, model_text
-from reports.by_sparsity import cell, line_name, multiples, place, reached_notes, sparsity_text
+from reports.aggregate import Row, aggregate, full_model, mean
+from reports.by_sparsity import cell, grouped, multiples, place, reached_notes
 from reports.folders import stores
 from reports.footnotes import (
     MARKS,
+    chosen,
     environments,
     idle,
     penalties,
@@ -21,6 +22,7 @@ from reports.footnotes import (
     shared_conditions,
 )
 from reports.markdown import section
+from reports.suite_table import WORDS
 
 BEGIN, END = "<!-- leaderboard: begin -->", "<!-- leaderboard: end -->"
 """The lines of a document between which it stands."""
@@ -47,9 +49,7 @@ def boards(store: Store) -> Iterator[str]:
     rows = aggregate(manifest, store.records(brief=True)).rows
     models: dict[str, list[Row]] = {}
     for row in rows:
-        # A narrower network stands for a sparse one of the model.
-        model = row.spec.model if row.smaller else model_text(row.spec)
-        models.setdefault(model, []).append(row)
+        models.setdefault(full_model(row, rows), []).append(row)
     for model, found in models.items():
         title = f"{manifest.title or manifest.suite} ({manifest.suite}, {model})"
         yield board(title, found)
@@ -57,25 +57,42 @@ def boards(store: Store) -> Iterator[str]:
 
 def board(title: str, rows: Sequence[Row]) -> str:
     """One table with what it needs to be read."""
-    lines: dict[str, dict[str, Row]] = {}
-    for row in rows:
-        lines.setdefault(line_name(row), {})[sparsity_text(row)] = row
+    told, found = grouped(rows)
+    lines = {key[1:]: line for key, line in found.items()}  # all of one model
     columns = sorted({text for line in lines.values() for text in line}, key=place)
-    best = {text: best_of(text, lines.values()) for text in columns}
-    gaps = {name: behind(line, best) for name, line in lines.items()}
-    ordered = sorted(lines, key=lambda name: rank(lines[name], gaps[name]))
+    best = {key: bests(key, told, columns, lines) for key in lines}
+    gaps = {key: behind(line, best[key]) for key, line in lines.items()}
+    ordered = sorted(lines, key=lambda key: rank(lines[key], gaps[key]))
     table = [
         [
-            name,
-            seeds(lines[name].values()),
-            *(shown(lines[name], text, best[text]) for text in columns),
-            "" if (gap := gaps[name]) is None else f"{gap:.2f}",
-            multiples(dict(lines[name])),
+            *key,
+            seeds(lines[key].values()),
+            *(shown(lines[key], text, best[key][text]) for text in columns),
+            "" if (gap := gaps[key]) is None else f"{gap:.2f}",
+            multiples(dict(lines[key])),
         ]
-        for name in ordered
+        for key in ordered
     ]
-    headers = ["method", "n", *columns, "behind the best", "budget multiple"]
-    return section(f"{title}: top-1 % by sparsity %", headers, table, {"method"}, notes(rows))
+    headers = ["method", *told, "n", *columns, "behind the best", "budget multiple"]
+    return section(f"{title}: top-1 % by sparsity %", headers, table, WORDS, notes(rows))
+
+
+def bests(
+    key: tuple[str, ...],
+    told: Sequence[str],
+    columns: Sequence[str],
+    lines: Mapping[tuple[str, ...], Line],
+) -> dict[str, float | None]:
+    """The best of each column among the lines that a line is measured with.
+
+    They share its conditions but for the prunable weights, which papers compare across.
+    """
+
+    def shared(one: tuple[str, ...]) -> list[str]:
+        return [text for name, text in zip(told, one[1:], strict=True) if name != "prunable"]
+
+    alike = [line for other, line in lines.items() if shared(other) == shared(key)]
+    return {text: best_of(text, alike) for text in columns}
 
 
 def best_of(text: str, lines: Iterable[Line]) -> float | None:
@@ -129,6 +146,7 @@ def notes(rows: Sequence[Row]) -> Iterator[str]:
     yield "budget multiple: batches of the training over those of the budget."
     yield from shared_conditions(rows)
     yield from environments(rows)
+    yield from chosen(rows)
     yield from penalties(rows)
     yield from reached_notes(rows)
     yield from idle(rows)
@@ -138,7 +156,9 @@ def notes(rows: Sequence[Row]) -> Iterator[str]:
         yield f"dead: a layer was emptied, in {plural(dead, 'row')}."
     # One cell may answer several rows: a lottery ticket has a round for each sparsity.
     pairs = (pair for row in rows for pair in zip(row.keys, row.statuses, strict=True))
-    if missing := {key for key, status in pairs if status in ("missing", "skipped")}:
+    absent = {key for key, status in pairs if status in ("missing", "skipped")}
+    # A row that is skipped may have the key of the cell that it would be a variant of.
+    if missing := absent - {record.spec.key for row in rows for record in row.finished}:
         yield f"`-`: not run; {plural(len(missing), 'cell')} without a record."
 
 

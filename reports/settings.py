@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.spec import Options
-from reports.aggregate import Row, mean_count, model_text, name_text
+from reports.aggregate import Row, full_model, name_text
 from reports.by_sparsity import line_name
 from reports.footnotes import CONDITIONS, varies
 
@@ -21,26 +20,6 @@ def settings(rows: Sequence[Row]) -> dict[str, list[Row]]:
         about = ", ".join([f"{full_model(row, rows)} on {row.spec.dataset}", *texts])
         found.setdefault(about, []).append(row)
     return found
-
-
-def full_model(row: Row, rows: Sequence[Row]) -> str:
-    """The row's model; for a narrower network, the one that its ratios count against."""
-    if not row.smaller:
-        return model_text(row.spec)
-    wide = [o for o in rows if not o.smaller and but_width(o) == but_width(row)]
-    same = [other for other in wide if parameters(other) == parameters(row)]
-    return model_text((same or wide or [row])[0].spec)
-
-
-def but_width(row: Row) -> tuple[str, Options]:
-    """The row's model without its width."""
-    spec = row.spec
-    return spec.model, tuple((name, value) for name, value in spec.model_options if name != "width")
-
-
-def parameters(row: Row) -> float | None:
-    """Parameters of the network that the row's ratios count against."""
-    return mean_count(row, lambda counts: counts.parameters)
 
 
 def is_dense(row: Row) -> bool:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from bench.record import Execution
+from bench.spec import BudgetSpec
 from bench.store import Against, Cell, Manifest
 from reports.by_sparsity import by_sparsity
 from reports.suite_table import stored_table
@@ -76,6 +77,46 @@ def test_models_have_lines_of_their_own_and_footnotes_stand_below(tmp_path):
     table = by_sparsity(tmp_path, SUITE)
     assert [row["model"] for row in body(table)] == ["lenet", "resnet"]
     assert "- accuracy: last step on the test set" in table
+
+
+def test_rows_of_different_conditions_have_lines_of_their_own_that_say_them(tmp_path):
+    # The short table of one label would show the last of them, under the name of all.
+    long, short = spec(), spec(budget=BudgetSpec(steps=50))
+    rows = shown(tmp_path, map(cell, [long, short]), record(long, 97.0), record(short, 91.0))
+    assert [(row["budget"], row["90"]) for row in rows] == [
+        ("10 epochs", "97.00"),
+        ("50 steps", "91.00"),
+    ]
+
+
+def test_narrower_networks_of_a_model_with_options_stand_under_that_one(tmp_path):
+    normed = (("batch_norm", True),)
+    full = [spec("dense", 0.0), spec("dense", 0.0, model_options=normed)]
+    narrow = [
+        spec("dense", 0.0, model_options=(*own.model_options, ("width", 0.1))) for own in full
+    ]
+    against = Against(1000, 800, 200_000, 80)
+    cells = [cell(of) for of in full]
+    cells += [cell(of, "small_dense", sparsity=0.9, against=against) for of in narrow]
+    tops = (98.0, 99.0, 90.0, 95.0)
+    records = [record(of, top1) for of, top1 in zip([*full, *narrow], tops, strict=True)]
+    rows = shown(tmp_path, cells, *records)
+    assert [(row["model"], row["90"]) for row in rows if row["method"] == "small_dense"] == [
+        ("lenet", "90.00"),
+        ("lenet (batch_norm=True)", "95.00"),
+    ]
+
+
+def test_options_that_a_grids_label_does_not_name_stand_below(tmp_path):
+    wide = [spec(options=(("drop_fraction", f), ("scope", "uniform"))) for f in (0.2, 0.3)]
+    cells = [cell(of, f"rigl[drop_fraction={dict(of.options)['drop_fraction']}]") for of in wide]
+    fill(tmp_path, Manifest(SUITE, "", tuple(cells)), *map(record, wide))
+    assert "- options beside the defaults: rigl: scope=uniform.\n" in by_sparsity(tmp_path, SUITE)
+    other = spec(options=(("drop_fraction", 0.5), ("scope", "erk")))
+    cells.append(cell(other, "rigl[drop_fraction=0.5]"))
+    fill(tmp_path / "more", Manifest(SUITE, "", tuple(cells)), *map(record, wide))
+    told = "rigl[drop_fraction=0.2]: scope=uniform; rigl[drop_fraction=0.3]: scope=uniform; rigl["
+    assert f"- options beside the defaults: {told}" in by_sparsity(tmp_path / "more", SUITE)
 
 
 def test_no_footnote_tells_of_columns_that_are_not_there(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 
 from bench.errors import UsageError
 from bench.reporting import leaderboard as command
-from bench.store import Manifest
+from bench.spec import BudgetSpec
+from bench.store import Cell, Manifest
 from reports.leaderboard import BEGIN, END, leaderboard, placed
 from tests.reports.records import SUITE, counts, fill, manifest, record, spec
 from tests.reports.study import study
@@ -84,6 +85,32 @@ def test_a_cell_that_answers_several_rows_is_missing_once(tmp_path):
     rows = [*rows_at(ran, 0.5, 0.9), *rows_at(absent, 0.5, 0.9)]
     fill(tmp_path, Manifest(SUITE, "Tickets", tuple(rows)), ticket(ran, 97.0, 95.0))
     assert "not run; 1 cell without a record" in leaderboard(tmp_path)
+
+
+def test_a_row_that_is_skipped_under_the_key_of_another_is_not_missing(tmp_path):
+    dense = spec("dense", 0.0)
+    why = "this model has no width"
+    skipped = Cell("small_dense", dense, 100, 1.0, 0, sparsity=0.9, skipped=why)
+    asked = (*manifest(dense).cells, skipped)
+    fill(tmp_path, Manifest(SUITE, "Demo", asked), record(dense))
+    assert "without a record" not in leaderboard(tmp_path)
+
+
+def test_who_had_more_steps_is_not_what_others_are_measured_with(tmp_path):
+    long = BudgetSpec(epochs=100.0)
+    rows = shown(
+        tmp_path,
+        record(spec("rigl"), 95.0),
+        record(spec("set"), 94.0),
+        record(spec("rigl", budget=long), 98.0),
+        record(spec("set", budget=long), 97.5),
+    )
+    assert sorted(list(row.values())[:6] for row in rows) == [
+        ["rigl", "10 epochs", "1", "**95.00**", "0.00", "1.00"],
+        ["rigl", "100 epochs", "1", "**98.00**", "0.00", "1.00"],
+        ["set", "10 epochs", "1", "94.00", "1.00", "1.00"],
+        ["set", "100 epochs", "1", "97.50", "0.50", "1.00"],
+    ]
 
 
 def test_each_model_and_each_suite_has_a_table_of_its_own(tmp_path):
