@@ -169,6 +169,7 @@ def _check_free(target: Path, force: bool) -> None:
 @contextlib.contextmanager
 def _staged(target: Path) -> Iterator[Path]:
     """A folder beside the target that takes its place once all is written."""
+    target = target.resolve()  # `.` and `..` have no name that one beside them could be made of
     staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
     try:

@@ -249,8 +249,12 @@ def _missing(plan: Plan, store: Store, cells: list[Cell], by_key: Mapping[str, C
 
 
 def _by_key(plan: Plan) -> dict[str, Cell]:
-    """Of the rows that one cell answers, the last to be reached: it tells how long that takes."""
-    return {cell.spec.key: cell for cell in sorted(plan.manifest.cells, key=lambda c: c.steps)}
+    """Of the rows that one cell answers, the last to be reached: it tells how long that takes.
+
+    A skipped row may hold the spec of another's cell: it stands for it only where no other does.
+    """
+    ordered = sorted(plan.manifest.cells, key=lambda cell: (not cell.skipped, cell.steps))
+    return {cell.spec.key: cell for cell in ordered}
 
 
 def _fitted(settings: Settings, most: int) -> Settings:

@@ -152,7 +152,7 @@ def of_record(path: Path, recipe: Path | None, data: Path) -> Plan:
         raise UsageError(
             f"{spec.slug}: its recipe {spec.recipe} is not known here; name the file by --recipe."
         )
-    kind = spec.init.split(":")[0]
+    kind = spec.init.partition("-")[0]  # behind it is the hash, see `bench.initial.content`
     if kind not in (RANDOM, PRETRAINED):
         raise UsageError(f"{spec.slug}: starts from a file of weights; profile its suite.")
     if spec.source is not None:

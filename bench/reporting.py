@@ -17,6 +17,8 @@ from bench.output import print_json
 
 app = typer.Typer(rich_markup_mode=None)
 
+NO_RECORDS = "{}: no records. Run a suite first: sparsebench run SUITE"
+
 
 @app.command()
 def show(
@@ -86,7 +88,10 @@ def report(
     from bench.store import suites
     from reports.by_sparsity import by_sparsity as short
 
-    for name in names or suites(records):
+    names = names or suites(records)
+    if not names:
+        raise RecordError(NO_RECORDS.format(records))
+    for name in names:
         print(short(records, name))
 
 
@@ -109,8 +114,10 @@ def figures(
 
     names = [Path(name).name.removesuffix(".toml") for name in suite or suites(records)]
     if not names:
-        raise RecordError(f"{records}: no records. Run a suite first: sparsebench run SUITE")
+        raise RecordError(NO_RECORDS.format(records))
     made = {name: charts(Store(records, name), kind or ()) for name in names}
+    if not any(found for found, _ in made.values()):
+        raise RecordError(next(line for _, lacking in made.values() for line in lacking))
     for name, (found, lacking) in made.items():
         for chart in found:
             try:

@@ -22,6 +22,7 @@ from bench.determinism import wants_strict
 from bench.environment import SETTINGS, environment
 from bench.errors import BenchError, UsageError
 from bench.finished import find_recipe
+from bench.initial import PRETRAINED
 from bench.profiling import of_record
 from bench.recipes import Recipe
 from bench.record import Environment, Execution, Record
@@ -221,14 +222,18 @@ def _asked(record: Record, sources: Sources) -> Iterator[Difference]:
 
 def _data_hash(name: str, recipe: Recipe, data: Path, start: Path) -> str:
     """Hash of a data set's content, or why there is none; downloads nothing."""
-    known = DATASETS.get(name)
-    file = data / f"{name}.npz"
-    if known is not None and known.torchvision and not file.exists():
-        return f"{file}: not here, the command downloads it"
+    if _to_download(name, data):
+        return f"{data / f'{name}.npz'}: not here, the command downloads it"
     try:
         return load_data(name, recipe, data, start).hash
     except BenchError as error:
         return str(error)
+
+
+def _to_download(name: str, data: Path) -> bool:
+    """Whether a data set would have to be downloaded first."""
+    known = DATASETS.get(name)
+    return bool(known and known.torchvision) and not (data / f"{name}.npz").exists()
 
 
 def _recipe(record: Record, sources: Sources) -> Recipe | None:
@@ -253,13 +258,31 @@ def _start(suite: str | None) -> Path:
 
 
 def _suite(record: Record, sources: Sources) -> str | None:
-    """The suite's name or file; None where it is not here."""
+    """The suite's name or file; None where it is not here.
+
+    A file in this folder may have the name of a suite that comes with the harness: of the two, that
+    which asks for the record's cell.
+    """
     if sources.suite is not None:
         return sources.suite
-    if record.suite in suites.names():
-        return record.suite
     file = f"{record.suite}.toml"
-    return file if Path(file).is_file() else None
+    found = [record.suite] if record.suite in suites.names() else []
+    found += [file] if Path(file).is_file() else []
+    if len(found) == 2 and not _asks(found[0], record, sources) and _asks(file, record, sources):
+        return file
+    return found[0] if found else None
+
+
+def _asks(suite: str, record: Record, sources: Sources) -> bool:
+    """Whether a suite has the record's cell; False where that takes a download."""
+    try:
+        loaded = suites.load(suite)
+        if loaded.init == PRETRAINED or _to_download(loaded.dataset, sources.data):
+            return False
+        cells = resolve(loaded, sources.data).manifest.cells
+    except BenchError:
+        return False
+    return any(cell.spec.key == record.spec.key for cell in cells)
 
 
 def _plan(record: Record, path: Path, sources: Sources) -> Plan:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
@@ -94,7 +95,8 @@ def write_atomically(path: Path, content: bytes, former: Path | None = None) -> 
         OSError: nothing has changed but perhaps `former`, and nothing half written is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A number of the process would not do: containers that share a folder have equal ones.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -121,7 +123,7 @@ def write_once(path: Path, content: bytes) -> bool:
     """
     if path.exists():
         return False
-    own = path.with_name(f".{path.name}.{os.getpid()}.new")
+    own = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}.new")
     write_atomically(own, content)
     try:
         path.hardlink_to(own)
@@ -335,18 +337,30 @@ def suites(root: Path) -> list[str]:
 def find(root: Path, text: str) -> Path:
     """The one record whose `SUITE/slug` contains `text`: a key, part of one, or a file name.
 
+    Failed tries are looked at where no final record matches; of a cell's, its last is taken.
+
     Raises:
         UnknownName: there is none, or more than one.
     """
     paths = [path for path in sorted(root.glob("*/*.json")) if path.name != "suite.json"]
-    paths += sorted(root.glob("*/attempts/*.json"))
-    names = {str(path.relative_to(root).with_suffix("")): path for path in paths}
+    finals = {str(path.relative_to(root).with_suffix("")): path for path in paths}
+    folders = sorted(root.glob("*/attempts"))
+    tries = {
+        str(path.relative_to(root).with_suffix("")): path
+        for folder in folders
+        for path in Store(root, folder.parent.name).attempt_paths()
+    }
     wanted = text.removesuffix(".json")
-    found = [path for name, path in names.items() if wanted in name]
-    if wanted in names:
-        return names[wanted]
+    if exact := (finals | tries).get(wanted):
+        return exact
+    found = {name: path for name, path in finals.items() if wanted in name}
+    if not found:
+        # A whole file name means that try: the first is not the tenth.
+        named = [name for name in tries if name.endswith(f"/{wanted}")]
+        named = named or [name for name in tries if wanted in name]
+        last = {name.rpartition("-")[0]: name for name in named}
+        found = {name: tries[name] for name in last.values()}
     if len(found) != 1:
         kind = "cell" if not found else f"single cell ({len(found)} match)"
-        offered = [name for name, path in names.items() if not found or path in found]
-        raise UnknownName(str(root), kind, text, offered[:10])
-    return found[0]
+        raise UnknownName(str(root), kind, text, list(found or finals | tries)[:10])
+    return next(iter(found.values()))

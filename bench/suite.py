@@ -193,8 +193,7 @@ def _questions(file: SuiteFile, where: str, folder: Path) -> Iterator[Question]:
     seen: set[tuple[object, ...]] = set()
     for label, table in file.methods.items():
         place = f"{where}: methods.{label}"
-        if not label.isprintable() or not label or "|" in label:
-            raise SuiteError(f"{where}: methods: {label!r} is no label; give one line without '|'.")
+        _check_label(label, f"{where}: methods")
         if not isinstance(table, dict):
             raise SuiteError(f"{place}: found {table!r}; give a table: [methods.{label}]")
         if isinstance(table.get("budget"), dict):
@@ -207,6 +206,7 @@ def _questions(file: SuiteFile, where: str, folder: Path) -> Iterator[Question]:
         budget, multiple = _budget(common, settings.budget, file.recipe, place)
         options = {key: value for key, value in table.items() if key not in own}
         for suffix, chosen in _grid(options, place):
+            _check_label(label + suffix, place)
             for (model, model_options), sparsity in itertools.product(models, sparsities):
                 for seed in file.seeds:
                     question = Question(
@@ -232,6 +232,11 @@ def _questions(file: SuiteFile, where: str, folder: Path) -> Iterator[Question]:
                             f"{where}: asks for more than {MAX_CELLS:,} cells; make several suites."
                         )
                     yield question
+
+
+def _check_label(label: str, place: str) -> None:
+    if not label.isprintable() or not label or "|" in label:
+        raise SuiteError(f"{place}: {label!r} is no label; give one line without '|'.")
 
 
 def _check_seeds(seeds: list[int], where: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -171,20 +172,23 @@ def _conflict(taken: dict[str, list[Path]], aside: list[Path]) -> RecordError:
 
 
 def _attempts(sources: Sequence[Store]) -> dict[str, Path]:
-    """Name of each failed try in the target -> a file that holds it; equal ones count once.
+    """Name of each failed try in the target -> a file that holds it.
 
+    Equal ones of several sources count once; those of one source are tries of their own.
     Machines number their tries alike, so all but the first source's may get another number.
     """
     named: dict[str, Path] = {}
-    seen: set[tuple[str, bytes]] = set()
+    kept: Counter[tuple[str, bytes]] = Counter()
     for source in sources:
+        own: Counter[tuple[str, bytes]] = Counter()
         for path in source.attempt_paths():
             read(path, brief=True)
             slug = path.stem.rpartition("-")[0]
             content = (slug, hashlib.blake2b(path.read_bytes()).digest())
-            if content in seen:
+            own[content] += 1
+            if own[content] <= kept[content]:
                 continue
-            seen.add(content)
+            kept[content] += 1
             numbers = (f"{slug}-{n}.json" for n in itertools.count(1))
             name = (
                 path.name if path.name not in named else next(n for n in numbers if n not in named)

@@ -133,6 +133,7 @@ def test_what_cannot_run_is_refused_with_one_line_and_nothing_written(
         (("run", "smoke", "--limit-minutes", "nan"), "--limit-minutes nan: must be above 0"),
         (("show", "0123456789ab"), "records: no such cell: '0123456789ab'. Known: none."),
         (("report",), "records: no records. Run a suite first"),
+        (("report", "--by-sparsity"), "records: no records. Run a suite first"),
         (
             ("report", "smoke"),
             "suite.json: no such file. Run the suite first: sparsebench run smoke",

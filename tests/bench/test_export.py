@@ -301,6 +301,15 @@ def test_nothing_is_overwritten_unasked(trained, tmp_path):
     assert names_in(tmp_path) == ["out"]
 
 
+def test_the_folder_that_one_is_in_can_be_replaced(trained, tmp_path, monkeypatch):
+    one, other = path_of(trained, "rigl"), path_of(trained, "sfp")
+    folder = export(one, tmp_path / "out").folder
+    monkeypatch.chdir(folder)
+    export(other, Path(), force=True)
+    assert (folder / "record.json").read_bytes() == other.read_bytes()
+    assert names_in(tmp_path) == ["out"]
+
+
 def test_force_replaces_nothing_but_an_export(trained, tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("dear to me")

@@ -160,6 +160,16 @@ def test_a_narrower_network_has_no_given_weights(tmp_path, weights):
     assert "starts from given weights" in cell.skipped
 
 
+def test_the_record_of_a_dense_cell_has_its_own_label_beside_a_skipped_narrower_one(
+    call, tmp_path, weights
+):
+    methods = "[methods.dense]\n[methods.small_dense]"
+    path = write_suite(tmp_path, methods, init='"own.safetensors"', budget="{ steps = 2 }")
+    assert call("run", path, "--workers", "1").status == 0
+    (record,) = Store(tmp_path / "records", "tiny").records()
+    assert record.label == "dense"
+
+
 def test_pretrained_weights_are_made_to_fit_and_the_classifier_is_drawn(published):
     init = content("pretrained", "timm:resnet18", DIGITS, ())
     assert init == f"pretrained-{tensor_hash(published)}"

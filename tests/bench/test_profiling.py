@@ -13,15 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import profiling
+from bench import profiling, recipes
 from bench.contestant import CUT, STAGES, Contestant, Watched, at_work, evaluated
 from bench.errors import CellError, UsageError
 from bench.evaluate import Evaluation
-from bench.profiling import Drift, Profile, Spread, drift, profile, table, task_of
+from bench.profiling import Drift, Profile, Spread, drift, of_record, profile, table, task_of
 from bench.step import Step
+from bench.store import Store
 from methods.api import Budget, Cadence, Phase
 from methods.masking import MaskedMethod
 from tests.bench.cells import plan_of, register, stored, train, train_one, write_recipe, write_suite
+from tests.reports.records import record, spec
 
 SEVERAL = "[methods.dense]\n[methods.one_shot]\n[methods.rigl]\nevery = 4\n[methods.l0]"
 BUDGET = "{ epochs = 8, max_multiple = 1.2 }"
@@ -421,3 +423,19 @@ def test_on_a_gpu_steps_are_replayed_too(tmp_path):
     assert row.replayed_step
     assert not found.notes
     assert "replayed / dense" in table(found)
+
+
+@pytest.mark.parametrize(
+    ("init", "kind"), [("random", "random"), ("pretrained-0123456789abcdef", "pretrained")]
+)
+def test_a_record_says_where_its_first_weights_come_from(init, kind, tmp_path):
+    asked = spec(recipe="digits", recipe_hash=recipes.load("digits", "").hash, init=init)
+    path = Store(tmp_path, "demo").put(record(asked))
+    assert of_record(path, None, Path()).init == kind
+
+
+def test_a_record_of_a_cell_that_started_from_a_file_is_refused(tmp_path):
+    asked = spec(recipe="digits", recipe_hash=recipes.load("digits", "").hash, init="file-0123")
+    path = Store(tmp_path, "demo").put(record(asked))
+    with pytest.raises(UsageError, match="starts from a file of weights"):
+        of_record(path, None, Path())

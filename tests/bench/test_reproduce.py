@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from bench import suite as suites
 from bench.errors import UsageError
 from bench.record import Execution, Origin, Record, encode
 from bench.reproduce import Sources, describe, run_again
-from bench.store import read
+from bench.resolve import resolve
+from bench.store import Store, read
 from tests.bench.cells import train, write_recipe, write_suite
+from tests.reports.records import record as record_of
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,36 @@ def test_the_command_names_suite_cell_device_and_threads(home):
     assert after("--only", command) == only(home).stem
     assert after("--device", command) == "cpu"
     assert after("--threads", command) == "1"
+
+
+@pytest.fixture(scope="module")
+def namesake(tmp_path_factory) -> Path:
+    """A folder with a suite of its own under the name of one of the harness, and its record."""
+    folder = tmp_path_factory.mktemp("namesake")
+    models = '[{name = "lenet_300_100", width = 0.1}]'
+    train(write_suite(folder, name="quickstart", models=models), folder / "records")
+    return folder
+
+
+def test_a_file_here_with_the_name_of_a_known_suite_is_meant_by_its_own_records(
+    namesake, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(namesake)
+    (path,) = (namesake / "records" / "quickstart").glob("dense-*.json")
+    command = words(path)
+    assert command[command.index("run") + 1] == "quickstart.toml"
+    assert run_again(path, here(), tmp_path) == ()
+
+
+def test_a_known_suite_is_meant_by_its_records_whatever_file_lies_here(
+    namesake, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(namesake)
+    asked = resolve(suites.load("quickstart"), Path("data")).manifest.cells[0].spec
+    made = dataclasses.replace(record_of(asked), suite="quickstart")
+    path = Store(tmp_path, "quickstart").put(made)
+    command = words(path)
+    assert command[command.index("run") + 1] == "quickstart"
 
 
 def test_the_command_makes_the_record_again(home, call, monkeypatch):

@@ -13,6 +13,7 @@ from bench import store
 from bench.errors import RecordError, UnknownName
 from bench.record import SCHEMA, CurvePoint, LayerCount, MaskUpdate, Record, decode, encode
 from bench.store import BULK, Store, find, read, write_atomically
+from bench.sweep import sweep
 from tests.bench.cells import spec
 from tests.reports.records import ENVIRONMENT, fill, manifest
 from tests.reports.records import record as record_of
@@ -139,6 +140,47 @@ def test_a_write_is_on_disk_before_the_old_file_goes(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize(
+    ("moment", "write", "left"),
+    [
+        ((os, "fsync"), write_atomically, b"own"),
+        ((Path, "hardlink_to"), store.write_once, b"the other's"),
+    ],
+)
+def test_a_process_of_equal_number_on_a_shared_folder_is_not_in_the_way(
+    moment, write, left, tmp_path, monkeypatch
+):
+    path, real = tmp_path / "file", getattr(*moment)
+
+    def other_first(*arguments: object) -> None:
+        monkeypatch.setattr(*moment, real)
+        write(path, b"the other's")
+        real(*arguments)
+
+    monkeypatch.setattr(*moment, other_first)
+    write(path, b"own")
+    assert path.read_bytes() == left
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_killed_writer_left_is_swept_once_its_cell_is_done(place, monkeypatch):
+    place.put_manifest(manifest(spec()))
+    left: list[Path] = []
+    fsync, hardlink = os.fsync, Path.hardlink_to
+
+    def noted() -> None:
+        left.extend(path for path in place.folder.iterdir() if path.name.startswith("."))
+
+    monkeypatch.setattr(os, "fsync", lambda file: (noted(), fsync(file)))
+    monkeypatch.setattr(Path, "hardlink_to", lambda one, other: (noted(), hardlink(one, other)))
+    place.put(record())
+    assert {path.suffix for path in left} == {".tmp", ".new"}
+    for path in left:
+        path.write_bytes(b"half")
+    sweep(place, [spec()])
+    assert not any(path.exists() for path in left)
+
+
 def test_what_a_broken_write_left_is_no_record(place, monkeypatch):
     place.put(record())
 
@@ -250,7 +292,7 @@ def test_a_record_from_before_a_field_was_added_is_read_with_that_field_unknown(
     for name in ("init", "source", "prunable"):
         del raw["spec"][name]
     path.write_text(json.dumps(raw), encoding="utf-8")
-    assert read(path) == read(path, brief=True) == record()
+    assert read(path) == read(path, brief=True) == record(execution=None)
 
 
 @pytest.mark.parametrize(("schema", "newer"), [("0", False), ("null", False), ("2", True)])
@@ -318,6 +360,29 @@ def test_a_cell_is_found_by_key_part_of_a_key_and_file_name(tmp_path):
     names = [one.key, one.key[:7], one.slug, f"{one.slug}.json", "seed0", f"demo/{one.slug}"]
     for name in names:
         assert find(tmp_path, name) == place.path(one)
+
+
+def test_a_cell_that_failed_before_is_still_found_by_its_key_and_file_name(tmp_path):
+    store = fill(tmp_path, manifest(spec()), record(status="failed"), record())
+    for name in (spec().key, spec().slug, f"{spec().slug}.json"):
+        assert find(tmp_path, name) == store.path(spec())
+
+
+def test_of_a_cell_that_only_failed_the_last_try_is_found(tmp_path):
+    store = Store(tmp_path, "demo")
+    tries = [store.put(record(status="failed", reason=str(n))) for n in range(11)]
+    for name in (spec().key, spec().slug):
+        assert find(tmp_path, name) == tries[-1]
+    for name in (tries[0].stem, tries[0].name, f"demo/attempts/{tries[0].name}"):
+        assert find(tmp_path, name) == tries[0]
+
+
+def test_failed_tries_of_two_cells_are_several(tmp_path):
+    store = Store(tmp_path, "demo")
+    for seed in (0, 0, 1):
+        store.put(record_of(spec(seed=seed), status="failed"))
+    with pytest.raises(UnknownName, match=r"no such single cell \(2 match\): 'rigl'"):
+        find(tmp_path, "rigl")
 
 
 @pytest.mark.parametrize("name", ["zzz", "suite", "000000000000"])

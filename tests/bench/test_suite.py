@@ -636,6 +636,13 @@ def test_a_label_is_one_line_of_text(label, tmp_path):
         suite.load(str(path))
 
 
+@pytest.mark.parametrize("value", [r"er\nk", "er|k"])
+def test_a_value_of_a_grid_makes_no_label_of_two_lines_or_columns(value, tmp_path):
+    path = write_suite(tmp_path, f'[methods.random]\nscope = ["uniform", "{value}"]')
+    with pytest.raises(SuiteError, match=r"methods\.random: 'random\[scope=er.*\]' is no label"):
+        suite.load(str(path))
+
+
 def test_a_whole_number_is_one_option_of_a_timm_model_however_it_is_written(tmp_path):
     asked = '[{{ name = "timm:resnet18", drop_rate = {} }}]'
     keys = {

@@ -121,6 +121,19 @@ def test_failed_attempts_of_all_machines_are_kept_under_numbers_of_their_own(tmp
     assert {one.reason for one in out.attempts()} == {"same", "first", "second", "third"}
 
 
+def test_equal_failed_attempts_of_one_machine_are_all_kept_and_not_multiplied(tmp_path):
+    for name, tries in (("a", 1), ("b", 2)):
+        store = fill(tmp_path / name, manifest(ONE))
+        for _ in range(tries):
+            store.put(record(ONE, status="failed", reason="same"))
+    sources, out = [tmp_path / "a", tmp_path / "b"], tmp_path / "out"
+    (joined,) = merge(sources, out)
+    assert (joined.attempts, len(Store(out, SUITE).attempts())) == (2, 2)
+    for again in (sources, sources[::-1], [tmp_path / "b"]):
+        (joined,) = merge(again, out)
+        assert (joined.attempts, joined.copies) == (2, {})
+
+
 def test_lists_that_contradict_each_other_stop_everything(machines, tmp_path):
     b = machines[1]
     cells = tuple(dataclasses.replace(cell, steps=999) for cell in b.manifest().cells)
