@@ -303,8 +303,13 @@ def full_model(row: Row, rows: Sequence[Row]) -> str:
         return model_text(row.spec)
     wide = [o for o in rows if not o.smaller and but_width(o) == but_width(row)]
     same = [other for other in wide if parameters(other) == parameters(row)]
-    if same or wide:
-        return model_text((same or wide)[0].spec)
+    return model_text((same or wide)[0].spec) if wide else wide_model(row)
+
+
+def wide_model(row: Row) -> str:
+    """The row's model; of a narrower network, the one without its width."""
+    if not row.smaller:
+        return model_text(row.spec)
     return model_text(dataclasses.replace(row.spec, model_options=but_width(row)[1]))
 
 

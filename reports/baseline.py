@@ -128,7 +128,7 @@ def read_baseline(text: bytes, where: str, suite: str | None = None) -> Baseline
     Raises:
         RecordError: it is damaged, of another schema or of another suite; names `where`.
     """
-    advice = f"Restore it, or write it again: sparsebench baseline {suite or ''}".rstrip()
+    advice = f"Restore it, or write it again: sparsebench baseline {suite or 'SUITE'} --out FILE"
     try:
         baseline = msgspec.json.decode(text, type=Baseline)
     except (msgspec.MsgspecError, SuiteError, ValueError, RecursionError) as error:
@@ -151,7 +151,7 @@ def only_suite(root: Path) -> str:
     names = suites(root)
     if len(names) != 1:
         found = f"records of {len(names)} suites ({', '.join(names)})" if names else "no records"
-        raise UsageError(f"{root}: {found}; name the suite: sparsebench baseline SUITE")
+        raise UsageError(f"{root}: {found}; name the suite: sparsebench baseline SUITE --out FILE")
     return names[0]
 
 

@@ -15,15 +15,16 @@ from bench import store
 from bench.errors import RecordError, UnknownName, UsageError
 from bench.store import Store
 from reports import statistics
-from reports.aggregate import Row, aggregate, budget_text, model_text, options_text
+from reports.aggregate import Row, aggregate, budget_text, options_text, wide_model
 from reports.by_sparsity import sparsity_text
 from reports.folders import is_records, stores
 from reports.statistics import Comparison
+from reports.tolerance import spreads
 
 Fields = Mapping[str, Callable[[Row], str]]
 
 QUESTION: Fields = {
-    "model": lambda row: row.spec.model if row.smaller else model_text(row.spec),
+    "model": wide_model,
     "data set": lambda row: row.spec.dataset,
     "sparsity asked %": sparsity_text,
 }
@@ -209,15 +210,29 @@ def _by_question(rows: Sequence[Row], fields: Fields) -> Iterator[tuple[tuple[st
 
 
 def _with_chance(found: Compared) -> Compared:
-    """Tests every pair, its noise pooled over both sides of all of them."""
+    """Tests every pair, its noise pooled over both sides of all of them.
+
+    A cell that several rows share, as one that lies in both folders, tells its noise once. One that
+    was run again and came out otherwise is another run, though its key is the same.
+    """
     samples = [(accuracies_by_seed(pair.a), accuracies_by_seed(pair.b)) for pair in found.pairs]
-    pooled = statistics.pooled_sd(list(side.values()) for pair in samples for side in pair)
+    rows = [row for pair in found.pairs for row in (pair.a, pair.b)]
+    pooled = statistics.pool(
+        (spread.counted, spread.sd)
+        for spread in spreads((_runs(row), row.deviation) for row in rows)
+        if spread.sd is not None
+    )
     tests = [statistics.compare(b, a, pooled) for a, b in samples]
     pairs = tuple(
         replace(pair, chance=test, corrected=corrected)
         for pair, test, corrected in zip(found.pairs, tests, statistics.correct(tests), strict=True)
     )
     return replace(found, pairs=pairs)
+
+
+def _runs(row: Row) -> list[str]:
+    """What tells the runs of a row from those of others."""
+    return [f"{record.spec.key} {record.top1}" for record in row.ok]
 
 
 def accuracies_by_seed(row: Row) -> dict[int, float]:

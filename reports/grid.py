@@ -14,9 +14,8 @@ from reports.grid_notes import Below, lettered, notes
 from reports.matching import Ambiguous, Contradiction, Found, Matcher, from_manifest, read
 from reports.papers import PublishedCell
 from reports.protocol import reasons
-from reports.ranking import noisy, ranked, sizes, widest
+from reports.ranking import noises, ranked, sizes, widest
 from reports.specs import Question, TableSpec, load, names
-from reports.statistics import pooled_sd
 
 __all__ = ["Found", "Grid", "build", "filled"]
 
@@ -37,16 +36,15 @@ def build(spec: TableSpec, records: Path | Iterable[Found], statistics: bool = F
     found = read(records, spec) if isinstance(records, Path) else tuple(records)
     plan = planned(spec, Matcher(spec, found))
     cells, letters = lettered([[cell_of(spec, asked) for asked in line] for _, line in plan])
-    pooled = pooled_sd(noisy(plan, cells)) if statistics else None
-    cells = ranked(spec, plan, cells, statistics, pooled)
+    noise = noises(plan, cells) if statistics else None
+    cells = ranked(spec, plan, cells, noise)
     below = Below(
         spec,
         found,
         [asked for _, line in plan for asked in line],
         [cell for line in cells for cell in line],
         letters,
-        statistics,
-        pooled,
+        noise,
         tuple(sizes(spec, plan, cells)),
         widest(plan, cells) if statistics else ((), 0.0),
     )

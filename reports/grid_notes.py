@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bench.spec import CellSpec
 from reports import footnotes, statistics
@@ -12,6 +12,7 @@ from reports.aggregate import Row
 from reports.cells import Asked, Cell
 from reports.fields import FIELDS
 from reports.matching import Found, unused
+from reports.ranking import Noise, figure_of
 from reports.specs import Question, TableSpec
 from reports.statistics import ALPHA, Pooled
 from reports.suite_table import seeds as seed_text
@@ -49,9 +50,9 @@ class Below:
 
     Attributes:
         asked: what each cell asks, in the order of `cells`.
-        pooled: the noise of one run; None without statistics.
+        noise: of one run, of each figure; None without statistics.
         widest: cells that spread much more than the others, see `reports.ranking.widest`.
-        families: of the cells that are compared with each other, the seeds and the pairs.
+        families: of the cells that are compared with each other, the figure, seeds and pairs.
     """
 
     spec: TableSpec
@@ -59,9 +60,8 @@ class Below:
     asked: Sequence[Asked]
     cells: Sequence[Cell]
     letters: Letters
-    statistics: bool
-    pooled: Pooled | None
-    families: tuple[tuple[int, int], ...]
+    noise: Noise | None
+    families: tuple[tuple[str, int, int], ...]
     widest: tuple[Sequence[Asked], float] = ((), 0.0)
 
     @property
@@ -198,53 +198,73 @@ def marks(below: Below) -> Iterator[str]:
         )
     if "reached" in below.spec.figures:
         yield "reached ratio: zeros among all parameters, biases and normalisation included."
-    if any(cell.best for cell in below.cells) and not below.statistics:
+    if any(cell.best for cell in below.cells) and below.noise is None:
         yield "bold: best mean, the dense network and cells with a failed seed left out."
 
 
 def tests(below: Below) -> Iterator[str]:
     """How ties were told, and what the seeds at hand could tell."""
-    if not below.statistics:
+    if below.noise is None:
         return
     if any(cell.best for cell in below.cells):
         yield (
             "bold: best mean and those not told apart from it, dense networks and cells with a "
             f"failed seed left out. Compared over common seeds, Holm-corrected, p = {ALPHA}."
         )
-    ns = sorted({len(cell.samples) for cell in below.cells if cell.samples and not cell.counted})
-    pooled = below.pooled
-    if pooled is None or not ns:
-        yield "statistics: no cell has two seeds, so that nothing is known of the noise."
+    known = {name: pooled for name, pooled in below.noise.items() if pooled is not None}
+    if not known:
+        if below.noise or not any(cell.samples for cell in below.cells):
+            yield "statistics: no cell has two seeds, so that nothing is known of the noise."
         return
+    pairs = zip(below.asked, below.cells, strict=True)
+    ns = sorted({len(c.samples) for one, c in pairs if c.samples and figure_of(one.field) in known})
     if ns[0] < statistics.ENOUGH:
         tested = "paired t tests and " if below.families else ""
         yield (
             f"under {statistics.ENOUGH} seeds: {tested}Student's t intervals, with the "
-            f"standard deviation of one run pooled over the table's cells, {pooled.sd:.3f} "
-            f"({pooled.freedom} degrees of freedom)."
+            f"standard deviation of one run pooled over the table's cells, {deviations(known)}."
         )
     if ns[-1] >= statistics.ENOUGH:
         tested = "paired permutation tests, and " if below.families else ""
         yield f"from {statistics.ENOUGH} seeds on: {tested}BCa bootstrap intervals."
     if not below.families:
         yield "nothing is compared: no two cells of this table stand for methods side by side."
-    yield "in brackets: 95 % interval of the mean, within 0 to 100 %."
+    if any(cell.interval for cell in below.cells):
+        yield "in brackets: 95 % interval of the mean, of accuracies within 0 to 100 %."
     wide, ratio = below.widest
     if wide:
         much = (
             "and the others do not" if math.isinf(ratio) else f"{ratio:.1f} times as much as others"
         )
+        figure = named(figure_of(wide[0].field), known)
+        cells = some([place(asked.question) for asked in wide])
         yield (
-            f"some cells spread {much} ({some([place(asked.question) for asked in wide])}): the "
-            "pooled standard deviation is nobody's, and intervals and ties say little here."
+            f"some cells spread {much} ({figure}{cells}): the pooled standard deviation is "
+            "nobody's, and intervals and ties say little here."
         )
     found = []
-    for n, pairs in sorted(set(below.families)):
-        least = statistics.smallest_detectable(pooled, n, comparisons=pairs)
-        size = f"n = {n}, {footnotes.plural(pairs, 'comparison')}"
-        found.append(f"{size}: {statistics.TOO_SMALL if least is None else f'{least:.2f} points'}")
+    for name, n, compared in sorted(set(below.families)):
+        if name in known:
+            least = statistics.smallest_detectable(known[name], n, comparisons=compared)
+            size = f"{named(name, known)}n = {n}, {footnotes.plural(compared, 'comparison')}"
+            unit = "" if name == FIELDS["compression"].header else " points"
+            text = statistics.TOO_SMALL if least is None else f"{least:.2f}{unit}"
+            found.append(f"{size}: {text}")
     if found:
         yield f"smallest difference that is found with a power of 80 %: {'; '.join(found)}."
+
+
+def deviations(known: Mapping[str, Pooled]) -> str:
+    """The noise of each figure, with its name where there are several."""
+    return "; ".join(
+        f"{named(name, known)}{pooled.sd:.3f} ({pooled.freedom} degrees of freedom)"
+        for name, pooled in known.items()
+    )
+
+
+def named(name: str, known: Mapping[str, Pooled]) -> str:
+    """What tells a figure's number from those of others."""
+    return f"{name}: " if len(known) > 1 else ""
 
 
 def paper(spec: TableSpec) -> Iterator[str]:

@@ -188,12 +188,14 @@ def allowed_note(outcome: Outcome) -> str:
             f"({noise.freedom:g} degrees of freedom)."
         )
     sigmas = [line.sigma for line in outcome.lines if line.sigma is not None]
+    # No row has one where none has a seed that is ok both then and now.
+    span = f" ({min(sigmas):.3f} to {max(sigmas):.3f})" if sigmas else ""
     return (
         f"allowed: the larger of {floor} and c sigma sqrt(1/n + 1/m); the rows differ in spread, "
-        f"so each has its own sigma, of one run ({min(sigmas):.3f} to {max(sigmas):.3f}): that of "
-        f"its seeds and, where this is not far wider, with the weight of {noise.freedom:.1f} "
-        f"degrees of freedom the typical {noise.sd:.3f} (Smyth 2004); c is the quantile of "
-        f"Student's t with the degrees of freedom of both."
+        f"so each has its own sigma, of one run{span}: that of its seeds and, where this is not "
+        f"far wider, with the weight of {noise.freedom:.1f} degrees of freedom the typical "
+        f"{noise.sd:.3f} (Smyth 2004); c is the quantile of Student's t with the degrees of "
+        f"freedom of both."
     )
 
 

@@ -52,7 +52,7 @@ def check(
     """
     before = read_baseline(baseline, where, suite)
     if limits.time is not None and any(row.n and row.seconds is None for row in before.rows):
-        advice = f"Write it again: sparsebench baseline {before.suite}"
+        advice = f"Write it again: sparsebench baseline {before.suite} --out FILE"
         raise RecordError(f"{where}: no times for --time-tolerance in this baseline. {advice}")
     store = Store(root, before.suite)
     if root.is_dir() and not store.folder.is_dir():
@@ -214,8 +214,9 @@ def slower(base: BaselineRow, row: Row, tolerance: float | None) -> Iterator[str
 
 def absent(base: BaselineRow, found: dict[int, CellStatus]) -> Iterator[str]:
     """Seeds of the baseline that were not run."""
-    known = [cell.seed for cell in base.cells if cell.status != "missing"]
-    lost = [seed for seed in known if found.get(seed, "missing") in ("missing", "skipped")]
+    never = ("missing", "skipped")
+    known = [cell.seed for cell in base.cells if cell.status not in never]
+    lost = [seed for seed in known if found.get(seed, "missing") in never]
     if lost:
         yield f"not run: {plural(len(lost), 'seed')} of the baseline"
 

@@ -87,11 +87,12 @@ def charts(source: Store, kinds: Sequence[str] = ()) -> tuple[list[Chart], list[
         kinds: names in `KINDS`; none: all that its records can show.
 
     Returns:
-        The charts, and a line for each kind that the records cannot show.
+        The charts, and a line for each kind that the records cannot show; no chart at all where
+        none was named and they can show none.
 
     Raises:
         UnknownName: there is no such kind.
-        RecordError: a kind that was named, or every kind, cannot be shown; a record is damaged.
+        RecordError: a kind that was named cannot be shown; a record is damaged.
     """
     for name in kinds:
         if name not in KINDS:
@@ -105,6 +106,6 @@ def charts(source: Store, kinds: Sequence[str] = ()) -> tuple[list[Chart], list[
         for name, found in made.items()
         if not found
     ]
-    if lacking and (kinds or len(lacking) == len(wanted)):
+    if lacking and kinds:
         raise RecordError(lacking[0])
     return [chart for found in made.values() for chart in found], lacking

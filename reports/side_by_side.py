@@ -81,6 +81,7 @@ def as_data(found: Compared) -> dict[str, Any]:
 
 def _figures(row: Row) -> dict[str, Any]:
     return {
+        "method": row.spec.method,
         "keys": row.keys,
         "statuses": row.statuses,
         "accuracies": accuracies_by_seed(row),
@@ -181,6 +182,12 @@ def _conditions(a: Sequence[Row], b: Sequence[Row]) -> Iterator[str]:
             yield f"not alike, {name}: A {', '.join(one) or '-'}; B {', '.join(other) or '-'}."
 
 
+def _methods(rows: Sequence[Row]) -> list[str]:
+    """The method behind each label that does not begin with its name."""
+    pairs = {(row.label.partition("[")[0], row.spec.method) for row in rows}
+    return sorted(f"{label}: {method}" for label, method in pairs if label != method)
+
+
 def _versions(rows: Sequence[Row]) -> list[str]:
     specs = {row.spec for row in rows if row.spec.method_version > 1}
     return sorted({f"{spec.method} {spec.method_version}" for spec in specs})
@@ -196,6 +203,7 @@ def _of_places(text: Callable[[Any], str]) -> Callable[[Sequence[Row]], list[str
 
 _TOLD: Mapping[str, Callable[[Sequence[Row]], Iterable[str]]] = {
     **{name: _of_specs(text) for name, text in CONDITIONS.items()},
+    "methods": _methods,
     "options": lambda rows: [": ".join(pair) for pair in labelled_options(rows)],
     "methods past version 1": _versions,
     **{name: _of_places(text) for name, text in ENVIRONMENT.items()},

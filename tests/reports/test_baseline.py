@@ -165,7 +165,9 @@ def test_a_deviation_that_no_accuracies_have_is_damage(tmp_path: Path, deviation
     text = write_baseline(tmp_path, SUITE).replace(
         b'"deviation": 0.0', b'"deviation": %b' % deviation.encode()
     )
-    with pytest.raises(RecordError, match=r"here\.json: damaged baseline"):
+    with pytest.raises(
+        RecordError, match=r"here\.json: damaged baseline.*: sparsebench baseline SUITE --out FILE"
+    ):
         check(tmp_path, None, text, where="here.json")
 
 

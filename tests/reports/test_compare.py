@@ -15,8 +15,10 @@ from bench.errors import RecordError, UnknownName, UsageError
 from bench.record import Record
 from bench.spec import BudgetSpec
 from bench.store import Against, Cell, Manifest, Store
+from reports import statistics
 from reports.compare import compare
 from reports.side_by_side import as_data, side_by_side
+from reports.statistics import Pooled
 from tests.reports.records import ENVIRONMENT, SUITE, counts, fill, manifest, record, spec
 from tests.reports.test_suite_table import body
 
@@ -173,6 +175,29 @@ def test_statistics_are_computed_only_when_asked_for(tmp_path):
     assert "- p: paired t over the seeds that both have" in side_by_side(found)
 
 
+def test_a_cell_that_lies_in_both_folders_tells_its_noise_once(tmp_path):
+    shared = [record(spec(seed=n), 96.0 + 2 * n) for n in range(2)]
+    before = [record(spec("set", seed=n), 97.0 + n) for n in range(2)]
+    after = [record(spec("set", seed=n), 93.0 + n) for n in range(2)]
+    a, b = suite(tmp_path / "a", *shared, *before), suite(tmp_path / "b", *shared, *after)
+    (found,) = compare(tmp_path, str(a), str(b), tests=True)
+    # Variances 2, once, and 0.5, of both sides as it was run again: one in all, of three freedoms.
+    expected = statistics.compare({0: 93.0, 1: 94.0}, {0: 97.0, 1: 98.0}, Pooled(1.0, 3))
+    assert found.pairs[1].chance == expected
+
+
+def test_a_label_that_stands_for_another_method_is_said_to(tmp_path):
+    a = suite(tmp_path / "a", record(spec(), 96.0, label="ours"), labels="ours")
+    b = suite(tmp_path / "b", record(spec("set"), 97.0, label="ours"), labels="ours")
+    assert "- not alike, methods: A ours: rigl; B ours: set.\n" in notes(tmp_path, a, b)
+    (found,) = compare(tmp_path, str(a), str(b))
+    (line,) = as_data(found)["lines"]
+    assert [line[side]["method"] for side in "ab"] == ["rigl", "set"]
+    often = record(spec(options=(("every", 10),)))
+    root = suite(tmp_path / "c", record(spec()), often, labels="rigl rigl[every=10]")
+    assert "methods" not in notes(root, "rigl", "rigl[every=10]")
+
+
 def test_where_no_p_is_possible_the_reason_stands_in_its_place(tmp_path):
     a, b = (suite(tmp_path / name, record(spec())) for name in "ab")
     (found,) = compare(tmp_path, str(a), str(b), tests=True)
@@ -231,15 +256,17 @@ def test_sides_that_no_suite_has_both_of_are_refused(tmp_path):
         compare(tmp_path, str(tmp_path / "one"), str(tmp_path / "two"))
 
 
-def test_a_narrower_dense_network_meets_the_sparse_ones(tmp_path):
-    small = spec("dense", 0.0, model_options=(("width", 0.1),))
+@pytest.mark.parametrize("options", [(), (("batch_norm", True),)])
+def test_a_narrower_dense_network_meets_the_sparse_ones(tmp_path, options):
+    wide = spec(model_options=options)
+    small = spec("dense", 0.0, model_options=(*options, ("width", 0.1)))
     against = Against(parameters=1000, prunable=800, dense_macs=200_000, kept=80)
     cells = (
-        Cell("rigl", spec(), 100, 1.0, 0),
+        Cell("rigl", wide, 100, 1.0, 0),
         Cell("small_dense", small, 100, 1.0, 0, sparsity=0.9, against=against),
     )
     asked = Manifest(SUITE, "", cells)
-    fill(tmp_path, asked, record(spec(), 96.0), record(small, 94.0, label="small_dense"))
+    fill(tmp_path, asked, record(wide, 96.0), record(small, 94.0, label="small_dense"))
     (only,) = lines(tmp_path, "small_dense", "rigl")
     assert [only["sparsity asked %"], only["B - A"]] == ["90", "+2.00"]
 

@@ -15,6 +15,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from bench.cli import main
+from bench.store import Store
 from reports.chart import Chart, Level, Series
 from reports.figures import PANEL, draw, panels, write
 from tests.reports.records import fill, manifest, record, spec
@@ -165,6 +166,22 @@ def test_the_command_draws_what_the_records_hold_and_says_what_they_do_not(
     assert f"{out}/demo/accuracy-by-macs-lenet-on-digits.svg" in stdout.splitlines()
     assert sorted(map(str, (out / "demo").iterdir())) == sorted(stdout.splitlines())
     assert "no figure 'mask-overlap': the records do not hold mask updates" in stderr
+
+
+def test_a_suite_without_any_chart_does_not_keep_the_others_from_theirs(
+    figures: Call, tmp_path: Path
+) -> None:
+    records, out = tmp_path / "records", tmp_path / "out"
+    fill(records, manifest(spec()), record(spec()))
+    Store(records, "unrun").put_manifest(dataclasses.replace(manifest(spec()), suite="unrun"))
+    options = ("--records", records, "--out", out)
+    code, stdout, stderr = figures(*options)
+    assert code == 0
+    assert f"{out}/demo/accuracy-by-macs-lenet-on-digits.svg" in stdout.splitlines()
+    assert f"{records / 'unrun'}: no figure 'macs'" in stderr
+    code, stdout, stderr = figures("unrun", *options)
+    assert (code, stdout) == (2, "")
+    assert "the records do not hold the accuracy of a pruned network" in stderr
 
 
 def test_the_command_draws_one_kind_of_one_suite(figures: Call, tmp_path: Path) -> None:

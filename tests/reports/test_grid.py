@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 
 import pytest
@@ -239,10 +240,58 @@ def test_several_cells_that_spread_much_do_not_hide_each_other(own):
     assert "150.0 times as much as others (grasp, lenet, 90%; mest, lenet, 90%)" in text
 
 
-def test_only_accuracies_take_the_noise_that_is_pooled_over_them(own):
+def test_each_figure_takes_the_noise_of_its_own_seeds():
     tickets = [ticket(seed, (98.0 + seed, 97.0)) for seed in range(2)]
-    line = build(specs.load("lth-lenet"), [found(tickets)], statistics=True).lines[0]
-    assert [cell.interval is not None for cell in line.cells] == [False, False, False, True]
+    grid = build(specs.load("lth-lenet"), [found(tickets)], statistics=True)
+    _, step, there, _ = (
+        cell.interval and cell.interval.high - cell.interval.low for cell in grid.lines[0].cells
+    )
+    # In both rounds the steps lie one apart; accuracies do in the first and agree in the second.
+    # Student's t has 4.303 with the two degrees of freedom.
+    assert step == pytest.approx(2 * 4.303 * math.sqrt(0.5) / math.sqrt(2), rel=1e-3)
+    assert there == pytest.approx(2 * 4.303 * 0.5 / math.sqrt(2), rel=1e-3)
+    assert "cells, early-stopping iteration: 0.707 (2 degrees of freedom); top-1 %" in notes(grid)
+
+
+def compressed(seed, method, times, top1=98.0):
+    """The record of a network with one in so many prunable weights."""
+    found = counts(0.0, prunable_nonzero=round(800 / times))
+    return record(spec(method, seed=seed), top1 + seed, counts=found)
+
+
+def test_compressions_are_told_apart_by_their_own_noise(own):
+    def grid(*second):
+        records = [compressed(seed, "rigl", 50) for seed in range(3)]
+        records += [compressed(seed, "snip", times) for seed, times in enumerate(second)]
+        return build(own(more='figure = "compression"'), [found(records)], statistics=True)
+
+    # Accuracies spread by 1, which would say nothing of how far 50 and 40 times lie apart.
+    apart = grid(38.1, 40, 42.1)
+    assert [cell.best for cell in apart.cells()] == [True, False]
+    alike = grid(20, 40, 80)
+    assert [cell.best for cell in alike.cells()] == [True, True]
+    assert "points" not in notes(alike).partition("power of 80 %")[2]
+
+
+def test_counts_on_which_all_seeds_agree_are_ranked_as_they_are(own):
+    records = [
+        compressed(s, m, times) for m, times in (("rigl", 50), ("snip", 40)) for s in range(3)
+    ]
+    grid = build(own(more='figure = "compression"'), [found(records)], statistics=True)
+    assert [cell.rank for cell in grid.cells()] == [1, 2]
+    assert "no cell has two seeds" not in notes(grid)
+
+
+def test_no_note_says_that_no_cell_has_two_seeds_where_the_figure_is_no_accuracy(own):
+    records = [
+        record(spec(method, seed=seed), 98.0, top5=top5 + seed)
+        for method, top5 in (("rigl", 60.0), ("snip", 90.0))
+        for seed in range(3)
+    ]
+    grid = build(own(more='figure = "top5"'), [found(records)], statistics=True)
+    assert [cell.best for cell in grid.cells()] == [False, True]
+    assert "pooled over the table's cells, 1.000 (4 degrees of freedom)" in notes(grid)
+    assert "no cell has two seeds" not in notes(grid)
 
 
 def test_where_nothing_is_compared_no_note_tells_of_tests():

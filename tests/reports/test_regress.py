@@ -144,6 +144,24 @@ def test_a_row_that_always_spread_more_is_held_to_its_own_spread(tmp_path: Path)
     assert compare(tmp_path / "calm", [*calm, *loose], [*fallen, *loose]).exit_code == 1
 
 
+@pytest.mark.parametrize(("tried", "exit_code"), [(False, 4), (True, 3)], ids=["absent", "failed"])
+def test_rows_that_differ_in_spread_may_all_have_no_seed_that_is_ok(
+    tmp_path: Path, tried: bool, exit_code: int
+) -> None:
+    steady, wide = [98.0, 98.2, 97.9, 98.1, 98.3], [90.0, 60.0, 75.0, 80.0, 70.0]
+    before = [record(spec(m, seed=s), v) for m in "abcdefgh" for s, v in enumerate(steady)]
+    before += [record(spec("wide", seed=s), v) for s, v in enumerate(wide)]
+    lost = [record(one.spec, None, status="failed", counts=None) for one in before if tried]
+    outcome = compare(tmp_path, before, lost, specs=[one.spec for one in before])
+    assert outcome.exit_code == outcome.as_dict()["exit_code"] == exit_code
+    assert "so each has its own sigma, of one run: that of its seeds" in outcome.table
+    (tmp_path / "empty").mkdir()
+    baseline = write_baseline(tmp_path / "before", SUITE)
+    nowhere = check(tmp_path / "empty", SUITE, baseline)
+    assert nowhere.exit_code == nowhere.as_dict()["exit_code"] == 4
+    assert "| missing " in nowhere.table
+
+
 def test_cells_that_rows_share_tell_the_noise_once(tmp_path: Path) -> None:
     values = [97.0, 98.0, 99.0]
     cells = [record(spec(seed=s), v) for s, v in enumerate(values)]
@@ -225,6 +243,14 @@ def test_a_row_that_was_never_ok_is_not_compared(tmp_path: Path) -> None:
     outcome = compare(tmp_path, [bad, *measured(98.0)], [bad, *measured(98.0)])
     assert outcome.exit_code == 0
     assert "not compared" in outcome.table
+
+
+def test_a_seed_that_was_skipped_in_the_baseline_may_be_skipped_again(tmp_path: Path) -> None:
+    skipped = record(SEEDS[1], None, status="skipped", reason="no such layer", counts=None)
+    both = [record(SEEDS[0], 98.0), skipped]
+    assert compare(tmp_path / "one", both, both).exit_code == 0
+    fine = measured(98.0, 98.0)
+    assert compare(tmp_path / "other", fine, both).exit_code == 4
 
 
 def test_a_row_that_was_never_ok_must_still_be_run(tmp_path: Path) -> None:
@@ -320,7 +346,7 @@ def test_times_of_a_baseline_that_has_none_cannot_be_held_to(tmp_path: Path) -> 
     fill(tmp_path, manifest(SEEDS[0]), *measured(98.0))
     text = write_baseline(tmp_path, SUITE).replace(b'"seconds": 12.0', b'"seconds": null')
     assert check(tmp_path, SUITE, text).exit_code == 0
-    with pytest.raises(RecordError, match=r"old\.json: no times"):
+    with pytest.raises(RecordError, match=r"old\.json: no times.* baseline demo --out FILE"):
         check(tmp_path, SUITE, text, "old.json", Limits(time=0.5))
 
 
@@ -413,4 +439,7 @@ def test_a_folder_of_several_suites_asks_which(tmp_path: Path, run: Command) -> 
     (tmp_path / "other" / "suite.json").write_text("{}")
     code, _, err = run("baseline", "--records", tmp_path, "--out", tmp_path / "b.json")
     assert code == 2
-    assert "records of 2 suites (demo, other); name the suite" in err
+    assert (
+        "records of 2 suites (demo, other); name the suite: sparsebench baseline SUITE --out FILE"
+        in err
+    )
