@@ -74,9 +74,9 @@ class Budget:
             what: needs it.
 
         Raises:
-            ValueError: the optimizer is another than `sgd` and `adam`; names it.
+            ValueError: the optimizer is none of `sgd` and `adam`, torch's or timm's; names it.
         """
-        if self.optimizer not in ("sgd", "adam"):
+        if self.optimizer.removeprefix("timm:") not in ("sgd", "momentum", "nesterov", "adam"):
             raise ValueError(
                 f"{what} is for weight decay in the gradient, and so for optimizer = 'sgd' and "
                 f"'adam', not '{self.optimizer}'"

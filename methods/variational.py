@@ -121,11 +121,12 @@ class VariationalDropout(PenaltyMethod):
                 module uses the same weight.
         """
         modules = dict(modules_of(model, masks))
+        for name in modules:
+            require_untied(model, name)
         layers = [name.rpartition(".")[0] for name in modules]
         for name in uncalled(model, layers, input_shape):
             raise TypeError(f"{name}: the model uses its weight without calling the layer")
         for name, module in modules.items():
-            require_untied(model, name)
             kind = type(module)
             if not is_plain(module):
                 raise TypeError(f"{name}: no noise is known for the forward pass of {kind}")

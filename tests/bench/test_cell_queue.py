@@ -340,7 +340,11 @@ def test_a_strict_run_has_cells_side_by_side_saved(kind, tmp_path, monkeypatch):
     context = forking()
     monkeypatch.setattr(executors.processes, "context", lambda: context)
     suite = write_suite(
-        tmp_path, METHODS, budget="{ epochs = 2, max_multiple = 1.2 }", seeds="[0, 1]"
+        # Long enough for the other cell to have begun when this one fails.
+        tmp_path,
+        METHODS,
+        budget="{ epochs = 60, max_multiple = 1.2 }",
+        seeds="[0, 1]",
     )
     store = Store(tmp_path / "records", "tiny")
     long = write_suite(tmp_path, "[methods.dense]", name="long", budget="{ steps = 1_000_000 }")

@@ -14,7 +14,7 @@ from bench.resolve import make_method
 from methods import ranking
 from methods.api import OptimizerSettings
 from methods.deepr import DeepR, drawn, dsr_noise, first_of
-from methods.masking import GROWN
+from methods.masking import GROWN, random_scores
 from methods.random_pruning import RandomPruning
 from tests.tiny import TINY_RECIPE, copied, hand_state, nonzero, tiny_trainer, train
 
@@ -103,12 +103,19 @@ def test_the_rate_is_matched_to_the_recipes_momentum(matched, moved):
     assert step(method, state, [[0.2]])["a"].item() == pytest.approx(2 * moved - 1)
 
 
+class SameMasks(RandomPruning):
+    """Random masks from the stream that deep rewiring draws its own from."""
+
+    def scores(self, run):
+        return random_scores(run)
+
+
 def test_without_noise_l1_and_crossings_it_is_masked_sgd():
     recipe = dataclasses.replace(
         TINY_RECIPE, lr=1e-6, momentum=0.0, nesterov=False, weight_decay=0.0
     )
     found = train(tiny_trainer(QUIET, model="conv", recipe=recipe)).state
-    masked = train(tiny_trainer(RandomPruning(scope="erk"), model="conv", recipe=recipe)).state
+    masked = train(tiny_trainer(SameMasks(scope="erk"), model="conv", recipe=recipe)).state
     start = tiny_trainer(QUIET, model="conv", recipe=recipe).state
     for name, tensor in found.model.state_dict().items():
         assert torch.equal(tensor, masked.model.state_dict()[name]), name
