@@ -17,7 +17,7 @@ from reports.baseline import (
     read_baseline,
     write_baseline,
 )
-from reports.footnotes import plural
+from reports.footnotes import plural, unsaid_options
 from reports.outcome import DEFAULTS, EXIT_CODES, Limits, Line, Outcome, Status, number
 from reports.tolerance import UNKNOWN, Tolerance, spreads, tolerances
 
@@ -223,7 +223,6 @@ def absent(base: BaselineRow, found: dict[int, CellStatus]) -> Iterator[str]:
 
 def named(row: Row | BaselineRow) -> tuple[str, str, str]:
     """What names a row: method, model and sparsity."""
-    said = row.label.partition("[")[2].rstrip("]").split(", ")
-    unsaid = [option for option in row.spec.options if options_text((option,)) not in said]
-    label = f"{row.label} ({options_text(tuple(unsaid))})" if unsaid else row.label
+    unsaid = unsaid_options(row.label, row.spec)
+    label = f"{row.label} ({options_text(unsaid)})" if unsaid else row.label
     return label, model_text(row.spec), asked_text(row.spec)
